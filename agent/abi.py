@@ -1,0 +1,194 @@
+"""The structs and numbers of `bpf_programs/events.h`, in ctypes.
+
+Only `events.py`, `kernel.py` and `protected.py` read these classes; everything else works on the frozen
+dataclasses made from them. `tests/build` proves with the compiler that both sides agree.
+"""
+
+import ctypes
+from enum import IntEnum
+
+MAX_VECTORS = 64
+OUTCOMES = 3
+LAYERS = 3
+BANKS = 2
+COUNTERS = BANKS * MAX_VECTORS * LAYERS * OUTCOMES
+COMM = 16
+NAME = 32
+EXE_PARTS = 4
+PATHS = 16
+
+
+class Loss(IntEnum):
+    """`enum ct_loss`: why a record is missing."""
+
+    RATE_LIMITED = 0
+    RING_FULL = 1
+    MEMBERS_FULL = 2
+
+
+class Kind(IntEnum):
+    """`enum ct_kind`: what a record is."""
+
+    ATTEMPT = 1
+    TREE_BEGINS = 2
+    TREE_ENDS = 3
+
+
+class PathClass(IntEnum):
+    """`enum ct_path_class`: the file of /proc that is read when the kernel takes another's mmap lock."""
+
+    NONE = 0
+    CMDLINE = 1
+    PROC_MEM = 2
+    PROC_ENVIRON = 3
+    PROC_MAPS = 4
+
+
+class MemberFlag(IntEnum):
+    """`enum ct_member_flag`."""
+
+    CANARY = 1
+
+
+class NameFlag(IntEnum):
+    """`enum ct_name_flag`."""
+
+    OF_FILE = 1
+    OF_TASK = 2
+
+
+class AttemptFlag(IntEnum):
+    """`enum ct_attempt_flag`."""
+
+    COMPAT = 1
+    SELFTEST = 2
+    SECOND_LINE = 4
+
+
+class Tree(ctypes.Structure):
+    """`struct ct_tree`."""
+
+    _fields_ = (("start_ns", ctypes.c_uint64), ("pid", ctypes.c_uint32), ("reserved", ctypes.c_uint32))
+
+
+class Member(ctypes.Structure):
+    """`struct ct_member`."""
+
+    _fields_ = (
+        ("tree", Tree),
+        ("start_ns", ctypes.c_uint64),
+        ("slack_ns", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("comm", ctypes.c_char * COMM),
+    )
+
+
+class Name(ctypes.Structure):
+    """`struct ct_name`."""
+
+    _fields_ = (("text", ctypes.c_char * NAME),)
+
+
+class FileId(ctypes.Structure):
+    """`struct ct_file_id`."""
+
+    _fields_ = (("inode", ctypes.c_uint64), ("device", ctypes.c_uint32), ("reserved", ctypes.c_uint32))
+
+
+class Path(ctypes.Structure):
+    """`struct ct_path`."""
+
+    _fields_ = (
+        ("start", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("path_class", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class Paths(ctypes.Structure):
+    """`struct ct_paths`."""
+
+    _fields_ = (("path", Path * PATHS),)
+
+
+class Config(ctypes.Structure):
+    """`struct ct_config`."""
+
+    _fields_ = (
+        ("action", ctypes.c_uint8 * MAX_VECTORS),
+        ("rate_window_ns", ctypes.c_uint64),
+        ("rate_burst", ctypes.c_uint32),
+        ("layer", ctypes.c_uint32),
+        ("armed", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class RateKey(ctypes.Structure):
+    """`struct ct_rate_key`."""
+
+    _fields_ = (("tgid", ctypes.c_uint32), ("vector", ctypes.c_uint32))
+
+
+class Rate(ctypes.Structure):
+    """`struct ct_rate`."""
+
+    _fields_ = (
+        ("window_start_ns", ctypes.c_uint64),
+        ("seen", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class Header(ctypes.Structure):
+    """`struct ct_header`."""
+
+    _fields_ = (
+        ("ktime_ns", ctypes.c_uint64),
+        ("cgroup_id", ctypes.c_uint64),
+        ("kind", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+    )
+
+
+class Task(ctypes.Structure):
+    """`struct ct_task`."""
+
+    _fields_ = (
+        ("start_ns", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint32),
+        ("tid", ctypes.c_uint32),
+        ("ppid", ctypes.c_uint32),
+        ("uid", ctypes.c_uint32),
+        ("comm", ctypes.c_char * COMM),
+    )
+
+
+class Attempt(ctypes.Structure):
+    """`struct ct_attempt`."""
+
+    _fields_ = (
+        ("header", Header),
+        ("vector", ctypes.c_uint32),
+        ("action", ctypes.c_uint32),
+        ("outcome", ctypes.c_uint32),
+        ("layer", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("syscall", ctypes.c_int32),
+        ("offender", Task),
+        ("target", Task),
+        ("tree", Tree),
+        ("tracer_tgid", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("tracer_comm", ctypes.c_char * COMM),
+        ("exe", (ctypes.c_char * NAME) * EXE_PARTS),
+        ("file", ctypes.c_char * NAME),
+    )
+
+
+class TreeRecord(ctypes.Structure):
+    """`struct ct_tree_record`."""
+
+    _fields_ = (("header", Header), ("wrapper", Task), ("tree", Tree))

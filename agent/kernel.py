@@ -1,0 +1,277 @@
+"""The programs and maps in the agent process: load, attach, configure, count, read, let go.
+
+Nothing is pinned: every program, map and link lives as long as a descriptor of this process, so the kernel
+is clean however the agent ends.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent import abi
+from agent.code_paths import code_paths
+from agent.errors import AgentError, LoadError
+from agent.events import AttemptKey
+from agent.hooks import HOOKS
+from agent.libbpf import Libbpf, RingSample
+from agent.vectors import CATALOGUE, Layer, Outcome
+
+# The compiler is given a minute: it takes half a second, or ten under emulation.
+_COMPILE_TIMEOUT_S = 120.0
+
+BPF_ANY = 0
+BPF_NOEXIST = 1
+
+class Loading:
+    """A loader child at work; `finish` waits for what it sends.
+
+    Started early, it compiles while the agent does something else.
+    """
+
+    def __init__(self, hooks: Sequence[str], defines: Mapping[str, int]) -> None:
+        """Start the child with a request for `hooks`."""
+        self._hooks = tuple(hooks)
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-I", "-m", "agent.loader", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        self._channel.settimeout(_COMPILE_TIMEOUT_S)
+        self._channel.sendall(json.dumps({"hooks": self._hooks, "defines": defines}).encode())
+
+    def finish(self) -> "Loaded":
+        """Return the descriptors.
+
+        Raises:
+            LoadError: the compiler or the kernel refuses, or the child died.
+
+        """
+        with self._channel:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._channel, 1 << 16, 128)
+            except TimeoutError as err:
+                self._child.kill()
+                message = f"compiling the programs took more than {_COMPILE_TIMEOUT_S:.0f} s"
+                raise LoadError(message) from err
+            except ConnectionResetError:
+                data, descriptors = b"", []
+        _, noise = self._child.communicate()
+        if not data:
+            message = f"the loader died with status {self._child.returncode}: {_last_lines(noise)}"
+            raise LoadError(message)
+        answer: dict[str, Any] = json.loads(data)
+        if "error" in answer:
+            compiler = _last_lines(noise)
+            raise LoadError(answer["error"] + (f" ({compiler})" if compiler else ""))
+        maps = dict(zip(answer["maps"], descriptors, strict=False))
+        programs = dict(zip(answer["programs"], descriptors[len(maps) :], strict=True))
+        return Loaded(maps=maps, programs=programs)
+
+    def abandon(self) -> None:
+        """End the child, if it still works, without waiting for its answer."""
+        if self._child.returncode is not None:
+            return
+        self._channel.close()
+        self._child.kill()
+        self._child.communicate()
+
+
+class Loaded:
+    """The descriptors of loaded programs and their maps."""
+
+    def __init__(self, *, maps: Mapping[str, int], programs: Mapping[str, int]) -> None:
+        """Take descriptors by map name and by program function."""
+        self.maps = dict(maps)
+        self.programs = dict(programs)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for descriptor in (*self.programs.values(), *self.maps.values()):
+            os.close(descriptor)
+        self.maps.clear()
+        self.programs.clear()
+
+
+class Map:
+    """One BPF map; keys and values are ctypes objects."""
+
+    def __init__(self, libbpf: Libbpf, descriptor: int) -> None:
+        """Wrap `descriptor`, which stays its owner's."""
+        self._libbpf = libbpf
+        self._descriptor = descriptor
+
+    def update(self, key: Any, value: Any, flags: int = BPF_ANY) -> bool:
+        """Set the value of `key`; False where the map is full, or with BPF_NOEXIST has it already."""
+        result = self._libbpf.bpf_map_update_elem(
+            self._descriptor, ctypes.byref(key), ctypes.byref(value), flags
+        )
+        if result in (-errno.E2BIG, -errno.ENOMEM, -errno.EEXIST):
+            return False
+        if result < 0:
+            message = f"a BPF map refused an update: {os.strerror(-result)}"
+            raise AgentError(message)
+        return True
+
+    def lookup(self, key: Any, value: Any) -> bool:
+        """Fill `value` with what `key` has; False where it has nothing."""
+        return self._libbpf.bpf_map_lookup_elem(self._descriptor, ctypes.byref(key), ctypes.byref(value)) == 0
+
+    def delete(self, key: Any) -> bool:
+        """Remove `key`; False where it was not there."""
+        return self._libbpf.bpf_map_delete_elem(self._descriptor, ctypes.byref(key)) == 0
+
+    def keys(self, key_type: type[Any]) -> Iterator[Any]:
+        """Yield every key. One that is removed meanwhile makes the walk start again, so some come twice."""
+        key, following = None, key_type()
+        while (
+            self._libbpf.bpf_map_get_next_key(
+                self._descriptor, None if key is None else ctypes.byref(key), ctypes.byref(following)
+            )
+            == 0
+        ):
+            key = key_type.from_buffer_copy(following)
+            yield key
+
+
+class Kernel:
+    """What this process holds in the kernel.
+
+    `attempts`, `losses`, `protected_processes`, `protected_trees` and `programs_loaded` read the truth for
+    metrics at the time of the call, from any thread.
+    """
+
+    def __init__(self, libbpf: Libbpf, loaded: Loaded) -> None:
+        """Take over the descriptors of `loaded`; nothing is attached yet."""
+        self._libbpf = libbpf
+        self._loaded = loaded
+        self._links: dict[str, int] = {}
+        self._records: list[bytes] = []
+        self._processors = libbpf.libbpf_num_possible_cpus()
+        # Held for as long as the ring: ctypes would free the callback under libbpf's feet.
+        self._on_record = RingSample(self._take)
+        self._ring = libbpf.ring_buffer__new(self._loaded.maps["cloudtaser_ring"], self._on_record, None, None)
+        if not self._ring:
+            message = f"the ring buffer cannot be mapped: {os.strerror(ctypes.get_errno())}"
+            raise AgentError(message)
+
+    def map(self, name: str) -> Map:
+        """Return the map called `name`."""
+        return Map(self._libbpf, self._loaded.maps[name])
+
+    def attach(self, required: Sequence[str], optional: Sequence[str] = ()) -> tuple[str, ...]:
+        """Attach all of `required` or nothing, then what is possible of `optional`; return those refused.
+
+        Raises:
+            LoadError: a required program does not attach; everything is detached again.
+
+        """
+        refused: list[str] = []
+        for function in (*required, *optional):
+            link = self._libbpf.bpf_raw_tracepoint_open(None, self._loaded.programs[function])
+            if link >= 0:
+                self._links[function] = link
+            elif function in optional:
+                refused.append(function)
+            else:
+                self.detach()
+                target = HOOKS[function].targets[0]
+                message = f"{function} does not attach to {target}: {os.strerror(-link)}"
+                raise LoadError(message)
+        return tuple(refused)
+
+    def detach(self) -> None:
+        """Detach every program; maps and what is in the ring buffer stay readable."""
+        for link in self._links.values():
+            os.close(link)
+        self._links.clear()
+
+    def close(self) -> None:
+        """Detach and let go of everything. A second call does nothing."""
+        self.detach()
+        if self._ring:
+            self._libbpf.ring_buffer__free(self._ring)
+            self._ring = 0
+        self._loaded.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `drain` has something to return."""
+        return self._libbpf.ring_buffer__epoll_fd(self._ring)
+
+    def drain(self) -> list[bytes]:
+        """Return the records that are in the ring buffer now."""
+        self._libbpf.ring_buffer__consume(self._ring)
+        records, self._records = self._records, []
+        return records
+
+    def attempts(self, *, selftest: bool = False) -> dict[AttemptKey, int]:
+        """Return the number of attempts so far, for every combination; the self-test's are apart."""
+        counters = self.map("cloudtaser_cntr")
+        counted: dict[AttemptKey, int] = {}
+        for vector in CATALOGUE:
+            for layer in Layer:
+                for outcome in Outcome:
+                    slot = (
+                        (int(selftest) * abi.MAX_VECTORS + vector.number) * abi.LAYERS + layer
+                    ) * abi.OUTCOMES + outcome
+                    key = AttemptKey(vector=vector, layer=layer, outcome=outcome)
+                    counted[key] = self._per_processor(counters, slot)
+        return counted
+
+    def losses(self) -> dict[abi.Loss, int]:
+        """Return how many records the kernel could not keep, by reason."""
+        losses = self.map("cloudtaser_loss")
+        return {loss: self._per_processor(losses, loss) for loss in abi.Loss}
+
+    def members(self) -> dict[int, abi.Member]:
+        """Return the protected processes by thread group id, the self-test's canary left out."""
+        members = self.map("cloudtaser_memb")
+        found: dict[int, abi.Member] = {}
+        for key in members.keys(ctypes.c_uint32):
+            member = abi.Member()
+            if members.lookup(key, member) and not member.flags & abi.MemberFlag.CANARY:
+                found[key.value] = member
+        return found
+
+    def protected_processes(self) -> int:
+        """Return how many processes are protected."""
+        return len(self.members())
+
+    def protected_trees(self) -> int:
+        """Return how many trees they form."""
+        return len({(member.tree.pid, member.tree.start_ns) for member in self.members().values()})
+
+    def programs_loaded(self) -> int:
+        """Return how many programs are attached."""
+        return len(self._links)
+
+    def set_paths(self, kallsyms: Path) -> None:
+        """Tell the programs where the functions are that read files of /proc."""
+        paths = abi.Paths()
+        for slot, path in enumerate(code_paths(kallsyms)):
+            paths.path[slot] = abi.Path(start=path.start, end=path.end, path_class=path.path_class)
+        self.map("cloudtaser_path").update(ctypes.c_uint32(0), paths)
+
+    def _per_processor(self, of: Map, slot: int) -> int:
+        values = (ctypes.c_uint64 * self._processors)()
+        of.lookup(ctypes.c_uint32(slot), values)
+        return sum(values)
+
+    def _take(self, _context: int, data: int, size: int) -> int:
+        # Only the copy: an exception in a callback would be swallowed by ctypes.
+        self._records.append(ctypes.string_at(data, size))
+        return 0
+
+
+def _last_lines(noise: bytes, count: int = 5) -> str:
+    return " | ".join(noise.decode(errors="replace").strip().splitlines()[-count:])

@@ -1,0 +1,150 @@
+"""Attacks a canary of our own through each vector, and says what held.
+
+The only proof that a layer works is an attack that fails: a program may load, attach, and never be called.
+"""
+
+import errno
+import json
+import secrets
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Any, Self
+
+from agent.abi import MemberFlag
+from agent.errors import AgentError
+from agent.events import AttemptKey
+from agent.vectors import CATALOGUE, Vector
+
+# What one attack may take; under emulation with a busy processor a fork and exec takes seconds.
+_ANSWER_SECONDS = 30.0
+_REFUSALS = frozenset({errno.EPERM, errno.EACCES})
+
+
+class Result(Enum):
+    """How an attack on the canary ended."""
+
+    KILLED = "killed"
+    DENIED = "denied"
+    LEAKED = "leaked"
+    FAILED = "failed"  # the attack did not work for reasons of its own: nothing is proved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One vector's attack: how it ended and whether the kernel counted it."""
+
+    vector: Vector
+    result: Result
+    counted: bool
+
+    @property
+    def held(self) -> bool:
+        """Whether the attacker got nothing and the attempt was seen."""
+        return self.result in (Result.KILLED, Result.DENIED) and self.counted
+
+
+class Canary:
+    """The process that attacks and is attacked. Started early, it is there when the programs are."""
+
+    def __init__(self) -> None:
+        """Start it; it runs alone until `victims` asks for it."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-m", "agent.canary"],
+            env={"CLOUDTASER_CANARY": secrets.token_hex()},  # what proc-environ is after
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it and its victims."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(_ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout
+        self._process.stdout.close()
+
+    def victims(self) -> list[int]:
+        """Return the pids of the processes that are attacked."""
+        return list(self._answer()["victims"])
+
+    def attack(self, vector: Vector) -> dict[str, Any]:
+        """Let the canary be attacked through `vector`."""
+        assert self._process.stdin
+        self._process.stdin.write(vector.id.encode() + b"\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        if not select.select([self._process.stdout], [], [], _ANSWER_SECONDS)[0]:
+            message = f"the self-test's canary did not answer within {_ANSWER_SECONDS:.0f} s"
+            raise AgentError(message)
+        line = self._process.stdout.readline()
+        if not line:
+            message = f"the self-test's canary died with status {self._process.wait()}"
+            raise AgentError(message)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def run(
+    canary: Canary,
+    *,
+    protect: Callable[[int, int], object],
+    forget: Callable[[int], None],
+    attempts: Callable[[], Mapping[AttemptKey, int]],
+    vectors: Iterable[Vector] = CATALOGUE,
+) -> tuple[Trial, ...]:
+    """Attack through each of `vectors` and return the trials.
+
+    `protect` takes a pid and member flags; `attempts` returns the self-test's counters.
+
+    Raises:
+        AgentError: the canary does not work on this node.
+
+    """
+    victims = canary.victims()
+    for pid in victims:
+        protect(pid, MemberFlag.CANARY)
+    trials = []
+    before = _by_vector(attempts())
+    for vector in vectors:
+        answer = canary.attack(vector)
+        after = _by_vector(attempts())
+        counted = after[vector.id] > before[vector.id]
+        trials.append(Trial(vector=vector, result=_result(answer), counted=counted))
+        before = after
+    for pid in victims:
+        forget(pid)
+    return tuple(trials)
+
+
+def _by_vector(attempts: Mapping[AttemptKey, int]) -> dict[str, int]:
+    totals: dict[str, int] = {vector.id: 0 for vector in CATALOGUE}
+    for key, count in attempts.items():
+        totals[key.vector.id] += count
+    return totals
+
+
+def _result(answer: Mapping[str, Any]) -> Result:
+    if answer["leaked"]:
+        return Result.LEAKED
+    if answer["killed"]:
+        return Result.KILLED
+    return Result.DENIED if answer["errno"] in _REFUSALS else Result.FAILED
