@@ -68,6 +68,8 @@ STRUCTS: dict[str, tuple[Member, ...]] = {
         _pointer("real_parent", "task_struct"),
         _pointer("parent", "task_struct"),
         _pointer("group_leader", "task_struct"),
+        _scalar("nvcsw", "unsigned long", 8),
+        _scalar("nivcsw", "unsigned long", 8),
         _scalar("start_boottime", "__u64", 8),
         Member(paths=("comm",), declaration="char comm[16]", size_bytes=16),
         _pointer("files", "files_struct"),

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from agent.errors import ConfigError
-from agent.options import ENVIRONMENT_PREFIX, OPTIONS, Address, Option, nearest, shown
+from agent.options import ENVIRONMENT_PREFIX, OPTIONS, Address, Option, hint, nearest, shown
 from agent.vectors import Action, Layer, Mode, Vector
 
 _BY_KEY: Mapping[str, Option] = MappingProxyType({option.key: option for option in OPTIONS})
@@ -99,7 +99,7 @@ class _Settings:
                 if raw:  # templates leave a variable empty to say nothing
                     self._take(known[name], name, raw)
             elif _is_misspelt(name):
-                self.mistakes.append(f"{name}: unknown variable{nearest(name, known)}")
+                self.mistakes.append(f"{name}: unknown variable{_variable_hint(name)}")
 
     def take_file(self, path: Path) -> None:
         try:
@@ -111,7 +111,7 @@ class _Settings:
             if option := _BY_KEY.get(key):
                 self._take(option, f"{path}: {key}", raw)
             else:
-                self.mistakes.append(f"{path}: unknown key {key!r}{nearest(key, _BY_KEY)}")
+                self.mistakes.append(f"{path}: unknown key {key!r}{hint(key, _BY_KEY)}")
 
     def take_flags(self, flags: Mapping[str, object]) -> None:
         for option in OPTIONS:
@@ -129,6 +129,14 @@ class _Settings:
 def _is_misspelt(name: str) -> bool:
     ours = name.startswith(ENVIRONMENT_PREFIX) and name != _FILE_VARIABLE
     return ours and not _SERVICE_LINK.fullmatch(name)
+
+
+# Without the prefix, in which any two are alike, and by the key too: MODE is set by ENFORCE_MODE.
+def _variable_hint(name: str) -> str:
+    known = {option.environment.removeprefix(ENVIRONMENT_PREFIX): option.environment for option in OPTIONS}
+    known |= {option.key.replace("-", "_").upper(): option.environment for option in OPTIONS}
+    close = nearest(name.removeprefix(ENVIRONMENT_PREFIX), known)
+    return f", did you mean {known[close]!r}?" if close else ""
 
 
 def _read(path: Path) -> dict[str, object]:

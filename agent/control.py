@@ -80,19 +80,18 @@ class ControlServer:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
-            return  # it has gone again, or we are out of descriptors
+        except OSError:  # out of descriptors: the next turn of the loop has one more
+            self._drop_first()
+            return
         connection.settimeout(0)
         if len(self._connections) >= _CONNECTIONS:
-            self._drop(next(iter(self._connections)))  # the one that came first has had its time
+            self._drop_first()
         self._connections[connection] = b""
         self._inner.register(connection, selectors.EVENT_READ)
 
     def _read(self, connection: socket.socket) -> None:
         try:
             received = connection.recv(_LINE_BYTES)
-        except BlockingIOError:
-            return
         except OSError:
             received = b""
         if not received:
@@ -125,6 +124,11 @@ class ControlServer:
                 return {"status": dict(self._status())}
             case _:
                 raise AgentError(f"unknown op {op!r}, known are protect and status")
+
+    # The one that came first has had its time.
+    def _drop_first(self) -> None:
+        for connection in list(self._connections)[:1]:
+            self._drop(connection)
 
     def _drop(self, connection: socket.socket) -> None:
         del self._connections[connection]

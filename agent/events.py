@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, assert_never
 
 from agent import abi
 from agent.vectors import BY_NUMBER, Action, Layer, Outcome, Vector
@@ -277,6 +277,8 @@ def as_dict(event: Event, *, node: str, clocks: Clocks) -> dict[str, Any]:
             told |= {"type": "tree-begins", "target": _target(event.wrapper, event.tree)}
         case TreeEnds():
             told |= {"type": "tree-ends", "target": _target(event.wrapper, event.tree)}
+        case _:
+            assert_never(event)
     return told
 
 

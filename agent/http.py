@@ -65,7 +65,7 @@ class Server:
         self.port: int = server.server_address[1]
         self._server = server
         self._thread = threading.Thread(
-            target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="http", daemon=True
+            target=server.serve_forever, args=(server.poll_seconds,), name="http", daemon=True
         )
         self._thread.start()
 
@@ -101,6 +101,7 @@ class _Server(ThreadingMixIn, HTTPServer):
     def __init__(self, address: Address, views: Views, connections: int, seconds: float) -> None:
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self.views = views
+        self.poll_seconds = min(0.2, seconds / 10)  # how late an overdue connection is noticed
         self._connections = connections
         self._seconds = seconds
         self._open: dict[Any, float] = {}

@@ -56,10 +56,15 @@ class Option:
         return self.variable or ENVIRONMENT_PREFIX + self.key.replace("-", "_").upper()
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the known word that is most like this one, or nothing."""
-    close = get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most like this one, if any is like it."""
+    return next(iter(get_close_matches(word, list(known), n=1)), None)
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message that asks whether the nearest known word was meant, or nothing."""
+    close = nearest(word, known)
+    return f", did you mean {close!r}?" if close else ""
 
 
 def shown(raw: object) -> str:
@@ -70,8 +75,7 @@ def shown(raw: object) -> str:
 def _choice(*names: str) -> Callable[[object], str]:
     def parse(raw: object) -> str:
         if raw not in names:
-            hint = nearest(str(raw), names)
-            raise ConfigError(f"must be one of {', '.join(names)}, not {shown(raw)}{hint}")
+            raise ConfigError(f"must be one of {', '.join(names)}, not {shown(raw)}{hint(str(raw), names)}")
         return str(raw)
 
     return parse
@@ -95,7 +99,7 @@ def _actions(raw: object) -> Mapping[str, Action]:
     mistakes: list[str] = []
     for name, asked in raw.items():
         if name not in BY_ID:
-            mistakes.append(f"unknown vector {name!r}{nearest(str(name), BY_ID)}")
+            mistakes.append(f"unknown vector {name!r}{hint(str(name), BY_ID)}")
             continue
         try:
             actions[name] = Action[_choice("detect", "deny", "kill")(asked).upper()]

@@ -17,8 +17,12 @@ static __always_inline void ct_remember_inode(struct task_struct *task, struct i
 {
 	u64 key = (u64)inode;
 	u32 tgid = task->tgid;
-	u32 *known = cloudtaser_inod.lookup(&key);
+	u32 *known;
 
+	/* A fork that has not run yet may not be a member yet: see ct_target(). */
+	if (!task->nvcsw && !task->nivcsw && !ct_member_of(tgid) && ct_target(task))
+		tgid = task->real_parent->tgid;
+	known = cloudtaser_inod.lookup(&key);
 	if (!known || *known != tgid)
 		cloudtaser_inod.update(&key, &tgid);
 }

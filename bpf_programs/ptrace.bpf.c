@@ -18,7 +18,7 @@ static __always_inline int ct_ptrace_access(struct task_struct *child, u32 mode,
 
 	if (!(mode & PTRACE_MODE_ATTACH))
 		return 0;
-	member = ct_member_task(child);
+	member = ct_target(child);
 	if (!member || !ct_outsider(ct_tgid(), member))
 		return 0;
 	this.target_tgid = child->tgid;

@@ -68,7 +68,7 @@ int remote_memory(u64 *ctx)
 	owner = mm->owner;
 	if (!owner || !me->mm || me->flags & PF_KTHREAD)
 		return 0;
-	member = ct_member_task(owner);
+	member = ct_target(owner);
 	if (!member || !ct_outsider(me->tgid, member))
 		return 0;
 	this.target_tgid = owner->tgid;
@@ -101,7 +101,7 @@ int wait_for_stop(u64 *ctx)
 	struct task_struct *target = (struct task_struct *)ctx[0];
 	struct task_struct *me = ct_current_task();
 	struct ct_case this = { .layer = CT_TRACEPOINT };
-	struct ct_member *member = ct_member_task(target);
+	struct ct_member *member = ct_target(target);
 
 	if (!member || me->flags & PF_KTHREAD || !ct_outsider(me->tgid, member))
 		return 0;

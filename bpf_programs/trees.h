@@ -20,6 +20,21 @@ static __always_inline struct ct_member *ct_member_task(struct task_struct *task
 	return 0;
 }
 
+/*
+ * The same for the target of an attempt.  A fork is in the table of pids, with a copy of its parent's
+ * memory, some instructions before the tracepoint that makes it a member; so a task that has never
+ * run counts as its parent.  Only as a target: an orphan that somebody started inside the container
+ * has the wrapper as its parent, too, and must not become a member by that.
+ */
+static __always_inline struct ct_member *ct_target(struct task_struct *task)
+{
+	struct ct_member *member = ct_member_task(task);
+
+	if (member || task->nvcsw || task->nivcsw)
+		return member;
+	return ct_member_task(task->real_parent);
+}
+
 static __always_inline int ct_same_tree(const struct ct_member *a, const struct ct_member *b)
 {
 	return a->tree.pid == b->tree.pid && a->tree.start_ns == b->tree.start_ns;
