@@ -5,6 +5,7 @@ ready, detach, drain, close. What was begun is undone in reverse, whatever happe
 """
 
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import agent
-from agent import http, preflight, selftest
+from agent import doctor, http, preflight, selftest
 from agent.btf import Btf
 from agent.config import Config
 from agent.control import ControlServer
@@ -129,11 +130,6 @@ def try_all(armed_programs: Armed, canary: Canary) -> tuple[Trial, ...]:
     )
 
 
-def not_held(config: Config, trials: tuple[Trial, ...]) -> list[Trial]:
-    """Return the trials of vectors that should have been stopped and were not."""
-    return [trial for trial in trials if config.action(trial.vector) is not Action.DETECT and not trial.held]
-
-
 def run(config: Config, stdout: Any = sys.stdout) -> None:
     """Run the agent until SIGTERM or SIGINT.
 
@@ -147,7 +143,7 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
         canary = undo.enter_context(Canary())
         plan = survey(config)
         state = State(plan)
-        metrics = Metrics(Build(version=agent.__version__, layer=plan.layer, kernel=_kernel_release()))
+        metrics = Metrics(Build(version=agent.__version__, layer=plan.layer, kernel=os.uname().release))
         server = http.serve(config.metrics_address, _Views(metrics, state))
         undo.callback(server.close)
         sinks: list[Sink] = [JsonLines(stdout)]
@@ -165,9 +161,8 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
 
         state.trials = try_all(programs, canary)
         _tell(config, plan, state.trials)
-        if config.require_effective and (failed := not_held(config, state.trials)):
-            names = ", ".join(f"{trial.vector.id} {trial.result.value}" for trial in failed)
-            message = f"the self-test got through and require-effective is set: {names}"
+        if config.require_effective and (names := doctor.not_effective(config, plan, state.trials)):
+            message = f"not effective on this node, and require-effective is set: {', '.join(names)}"
             raise SelfTestError(message)
         state.ready = True
         _log.info("ready: metrics on http://%s:%d", config.metrics_host, server.port)
@@ -257,9 +252,3 @@ def _status(state: State, kernel: Kernel) -> Mapping[str, Any]:
         "processes": kernel.protected_processes(),
         "trees": kernel.protected_trees(),
     }
-
-
-def _kernel_release() -> str:
-    import os
-
-    return os.uname().release

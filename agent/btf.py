@@ -172,16 +172,16 @@ class Btf:
         raw = self._words(type_id, 3 + 2 * count)[3:]
         return {self._name(raw[2 * i]): raw[2 * i + 1] for i in range(count)}
 
-    def _words(self, type_id: int, count: int) -> Sequence[int]:
+    def _words(self, type_id: int, count: int) -> tuple[int, ...]:
         address = self._libbpf.btf__type_by_id(self._handle, type_id)
         if not address:
             message = f"the kernel's BTF refers to type {type_id}, which it does not have"
             raise BtfError(message)
-        return (ctypes.c_uint32 * count).from_address(address)
+        return tuple((ctypes.c_uint32 * count).from_address(address))
 
     def _name(self, offset: int) -> str:
-        name = self._libbpf.btf__name_by_offset(self._handle, offset)
-        return name.decode() if isinstance(name, bytes) else ""
+        name: bytes | None = self._libbpf.btf__name_by_offset(self._handle, offset)
+        return name.decode() if name else ""
 
     def _plain(self, type_id: int) -> int:
         while (self._words(type_id, 3)[1] >> 24) & 0x1F in _TRANSPARENT:

@@ -104,7 +104,7 @@ def _process_vm(scene: _Scene, number: int, local: bytes, remote_address: int) -
     here = _IoVector(ctypes.addressof(buffer), len(local))
     there = _IoVector(remote_address, len(local))
     _refuse_on_error(_libc.syscall(number, scene.victim, ctypes.byref(here), 1, ctypes.byref(there), 1, 0))
-    return buffer.raw
+    return bytes(buffer.raw)
 
 
 def _process_vm_read(scene: _Scene) -> bytes:
@@ -113,7 +113,7 @@ def _process_vm_read(scene: _Scene) -> bytes:
 
 def _process_vm_write(scene: _Scene) -> bytes:
     _process_vm(scene, _SYS_PROCESS_VM_WRITEV, b"written", scene.scratch_address)
-    return scene.scratch[:7]
+    return bytes(scene.scratch[:7])
 
 
 def _ptrace_attach(scene: _Scene) -> bytes:
@@ -124,7 +124,7 @@ def _ptrace_attach(scene: _Scene) -> bytes:
     if ctypes.get_errno():
         raise OSError(ctypes.get_errno(), "")
     _libc.ptrace(_PTRACE_DETACH, scene.victim, None, None)
-    return (word & (1 << 64) - 1).to_bytes(8, "little")
+    return int(word & (1 << 64) - 1).to_bytes(8, "little")
 
 
 def _traceme(_scene: _Scene) -> bytes:

@@ -10,21 +10,29 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.errors import AgentError, SelfTestError
 from agent.options import OPTIONS
-from agent.vectors import CATALOGUE, Action, Layer, Mode, outcome
+from agent.vectors import CATALOGUE, Action, Mode
+
+if TYPE_CHECKING:
+    from agent.config import Config
+    from agent.selftest import Trial
+
+# Most commands do without the libraries that others bring, so each imports what it needs.
+# ruff: noqa: PLC0415
 
 _PROTECT_TIMEOUT_S = 10.0
+_LISTS = frozenset({"protect_exe", "protect_pid", "exempt_exe"})
 _EXAMPLES = """\
 examples:
-  cloudtaser-ebpf run --standalone                       protect every process called cloudtaser-wrapper
-  cloudtaser-ebpf run --standalone --protect-pid 4711    protect a process that runs already
-  cloudtaser-ebpf protect -- vault-agent -config a.hcl   start a command as a protected wrapper
-  cloudtaser-ebpf doctor                                 what this node can enforce, and what would change each "no"
-  cloudtaser-ebpf selftest                               attack a canary through every vector
+  cloudtaser-ebpf run --standalone                      protect what is called cloudtaser-wrapper
+  cloudtaser-ebpf run --standalone --protect-pid 4711   protect a process that runs already
+  cloudtaser-ebpf protect -- vault-agent -config a.hcl  start a command as a protected wrapper
+  cloudtaser-ebpf doctor                                what this node can enforce, and why not more
+  cloudtaser-ebpf selftest                              attack a canary through every vector
 """
 
 
@@ -54,16 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(run)
     run.set_defaults(run_command=_run)
 
-    protect = commands.add_parser("protect", help="run a command as a protected wrapper of the running agent")
-    protect.add_argument("--socket", "--socket-path", dest="socket_path", metavar="PATH", help="the agent's socket")
-    protect.add_argument("command", nargs="+", metavar="COMMAND", help="the command and its arguments, after --")
+    protect = commands.add_parser("protect", help="run a command as a protected wrapper")
+    protect.add_argument("--socket-path", "--socket", metavar="PATH", help="the running agent's socket")
+    protect.add_argument("command", nargs="+", metavar="COMMAND", help="the command, after --")
     protect.set_defaults(run_command=_protect)
 
-    for name, function, text in (
-        ("doctor", _doctor, "what this node can enforce, vector by vector, and what would change each no"),
-        ("selftest", _selftest, "attack a canary through every vector; 0 only if all effective ones held"),
-    ):
-        command = commands.add_parser(name, help=text)
+    doctor = commands.add_parser("doctor", help="what this node can enforce, and what would change each no")
+    selftest = commands.add_parser("selftest", help="attack a canary; 0 only if all effective vectors held")
+    for command, function in ((doctor, _doctor), (selftest, _selftest)):
         _add_options(command)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run_command=function)
@@ -78,38 +84,33 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a YAML file with any of these settings")
     for option in OPTIONS:
         names = [f"--{option.key}"]
-        if option.key == "socket-path":
+        if option.field == "socket_path":
             names.append("--socket")
-        text = f"{option.help} [{option.environment}]"
+        how: dict[str, Any] = {"metavar": option.key.rpartition("-")[2].upper()}
         if isinstance(option.default, bool):
-            parser.add_argument(*names, dest=option.field, nargs="?", const=True, metavar="true|false", help=text)
-        elif option.field in ("protect_pid", "protect_exe", "exempt_exe"):
-            parser.add_argument(
-                *names, dest=option.field, action="append", metavar=option.key.rpartition("-")[2].upper(), help=text
-            )
-        else:
-            parser.add_argument(*names, dest=option.field, metavar="VALUE", help=text)
+            how = {"nargs": "?", "const": True, "metavar": "true|false"}
+        elif option.field in _LISTS:
+            how["action"] = "append"
+        parser.add_argument(*names, dest=option.field, help=f"{option.help} [{option.environment}]", **how)
 
 
-def _config(flags: Mapping[str, Any]) -> Any:
-    from agent.config import load  # noqa: PLC0415
+def _config(flags: Mapping[str, Any]) -> "Config":
+    from agent.config import load
 
     return load(flags, os.environ, os.uname().nodename)
 
 
 def _run(flags: Mapping[str, Any]) -> int:
-    from agent import app  # noqa: PLC0415 - most commands do without the libraries it brings
+    from agent import app
 
     app.run(_config(flags))
     return 0
 
 
 def _protect(flags: Mapping[str, Any]) -> int:
-    from pathlib import Path  # noqa: PLC0415
+    from agent import control
 
-    from agent import control  # noqa: PLC0415
-
-    path = Path(flags["socket_path"]) if flags["socket_path"] else _config({}).socket_path
+    path = _config({"socket_path": flags["socket_path"]}).socket_path
     control.request(path, "protect", _PROTECT_TIMEOUT_S)
     command = flags["command"]
     try:
@@ -120,109 +121,106 @@ def _protect(flags: Mapping[str, Any]) -> int:
 
 
 def _doctor(flags: Mapping[str, Any]) -> int:
-    from agent import app  # noqa: PLC0415
+    from agent import app, doctor
 
     config = _config(flags)
     plan = app.survey(config)
-    rows = []
-    for each in plan.coverage:
-        action = config.action(each.vector)
-        done = outcome(action, each.layer) if each.layer is not None else None
-        weaker = each.reason
-        if done is not None and done < action:
-            weaker = "a tracepoint cannot deny: a better layer, or mode strict, stops it"
-        rows.append(
-            {
-                "vector": each.vector.id,
-                "layer": each.layer.name.lower() if each.layer is not None else None,
-                "asked": action.name.lower(),
-                "enforced": done.name.lower() if done is not None else None,
-                "open": done is None or (done < action),
-                "reason": weaker,
-            }
-        )
-    better = {layer.name.lower(): why for layer, why in plan.weaker.items()}
+    findings = doctor.examine(config, plan)
     if flags["json"]:
-        print(json.dumps({"layer": plan.layer.name.lower(), "vectors": rows, "better_layers": better}, indent=2))
+        rows = [
+            {
+                "vector": finding.vector.id,
+                "layer": finding.layer.name.lower() if finding.layer is not None else None,
+                "asked": finding.asked.name.lower(),
+                "enforced": finding.enforced.name.lower() if finding.enforced is not None else None,
+                "open": finding.open,
+                "reason": finding.reason,
+            }
+            for finding in findings
+        ]
+        better = {layer.name.lower(): why for layer, why in plan.weaker.items()}
+        _print_json({"layer": plan.layer.name.lower(), "vectors": rows, "better_layers": better})
         return 0
-    print(f"layer: {plan.layer.name.lower()}")
-    for name, why in better.items():
-        print(f"  {name} is not used: {why}")
+    _print(f"layer: {plan.layer.name.lower()}")
+    for layer, why in plan.weaker.items():
+        _print(f"  {layer.name.lower()} is not used: {why}")
     _table(
         ("VECTOR", "LAYER", "ASKED", "ENFORCED", ""),
         [
             (
-                row["vector"],
-                row["layer"] or "none",
-                row["asked"],
-                row["enforced"] or "open",
-                f"open: {row['reason']}" if row["open"] else "",
+                finding.vector.id,
+                finding.layer.name.lower() if finding.layer is not None else "none",
+                finding.asked.name.lower(),
+                finding.enforced.name.lower() if finding.enforced is not None else "nothing",
+                f"open: {finding.reason}" if finding.open else "",
             )
-            for row in rows
+            for finding in findings
         ],
     )
     return 0
 
 
 def _selftest(flags: Mapping[str, Any]) -> int:
-    from agent import app  # noqa: PLC0415
-    from agent.selftest import Canary  # noqa: PLC0415
+    from agent import app, doctor
+    from agent.selftest import Canary
 
-    config = _config({**flags, "protect_exe": None, "protect_pid": None})
+    # On its own it protects nothing but its canary.
+    config = _config({**flags, "protect_exe": [], "protect_pid": []})
     with Canary() as canary:
         plan = app.survey(config)
         with app.armed(config, plan) as programs:
             trials = app.try_all(programs, canary)
-    failed = app.not_held(config, trials)
-    # A deny that the layer cannot do is open, not broken: doctor says so.
-    broken = [
-        trial for trial in failed if outcome(config.action(trial.vector), plan.layer) >= config.action(trial.vector)
-    ]
+    broken = doctor.broken(config, plan, trials)
     if flags["json"]:
         rows = [
-            {"vector": t.vector.id, "result": t.result.value, "counted": t.counted, "held": t.held} for t in trials
+            {"vector": trial.vector.id, "result": trial.result.value, "held": trial.held} for trial in trials
         ]
-        print(json.dumps({"layer": plan.layer.name.lower(), "trials": rows, "held": not broken}, indent=2))
+        _print_json({"layer": plan.layer.name.lower(), "trials": rows, "held": not broken})
     else:
-        _table(
-            ("VECTOR", "ASKED", "RESULT", ""),
-            [
-                (
-                    t.vector.id,
-                    config.action(t.vector).name.lower(),
-                    t.result.value,
-                    "held" if t.held else ("BROKEN" if t in broken else "open with this layer and mode"),
-                )
-                for t in trials
-            ],
-        )
+        rows_of_text = []
+        for trial in trials:
+            asked = config.action(trial.vector)
+            rows_of_text.append(
+                (trial.vector.id, asked.name.lower(), trial.result.value, _verdict(trial, asked, broken))
+            )
+        _table(("VECTOR", "ASKED", "RESULT", ""), rows_of_text)
     return SelfTestError.exit_code if broken else 0
+
+
+def _verdict(trial: "Trial", asked: Action, broken: Sequence["Trial"]) -> str:
+    if trial.held:
+        return "held"
+    if trial in broken:
+        return "BROKEN"
+    return "only detected, as asked" if asked is Action.DETECT else "open: see doctor"
 
 
 def _vectors(flags: Mapping[str, Any]) -> int:
     if flags["json"]:
-        print(
-            json.dumps(
-                [
-                    {
-                        "id": vector.id,
-                        "group": vector.group,
-                        "attempt": vector.attempt,
-                        "targeted": vector.targeted,
-                        "actions": {mode.value: vector.action(mode).name.lower() for mode in Mode},
-                        "hooks": {layer.name.lower(): list(hooks) for layer, hooks in vector.hooks.items()},
-                    }
-                    for vector in CATALOGUE
-                ],
-                indent=2,
-            )
+        _print_json(
+            [
+                {
+                    "id": vector.id,
+                    "group": vector.group,
+                    "attempt": vector.attempt,
+                    "targeted": vector.targeted,
+                    "actions": {mode.value: vector.action(mode).name.lower() for mode in Mode},
+                    "hooks": {layer.name.lower(): list(hooks) for layer, hooks in vector.hooks.items()},
+                }
+                for vector in CATALOGUE
+            ]
         )
         return 0
     _table(
         ("VECTOR", "ENFORCE", "STRICT", "THE ATTEMPT"),
         [
-            (v.id, v.action(Mode.ENFORCE).name.lower(), v.action(Mode.STRICT).name.lower(), v.attempt)
-            for v in CATALOGUE
+            (
+                vector.id,
+                vector.action(Mode.ENFORCE).name.lower(),
+                vector.action(Mode.STRICT).name.lower(),
+                vector.attempt,
+            )
+            for vector in CATALOGUE
         ],
     )
     return 0
@@ -231,4 +229,12 @@ def _vectors(flags: Mapping[str, Any]) -> int:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(value: object) -> None:
+    _print(json.dumps(value, indent=2))
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")

@@ -54,7 +54,9 @@ def code_paths(kallsyms: Path) -> tuple[CodePath, ...]:
         following = (int(line[1], 16) for line in _ADDRESS.finditer(symbols, match.end()))
         end = next((address for address in following if address != start), start)
         found.append(CodePath(start=start, end=end, path_class=_FUNCTIONS[match[1].decode()]))
-    missing = {PathClass.CMDLINE, PathClass.PROC_MEM, PathClass.PROC_ENVIRON} - {path.path_class for path in found}
+    missing = {PathClass.CMDLINE, PathClass.PROC_MEM, PathClass.PROC_ENVIRON} - {
+        path.path_class for path in found
+    }
     if missing:
         names = ", ".join(name for name, of in _FUNCTIONS.items() if of in missing)
         message = f"{kallsyms} does not show {names}: set sysctl kernel.kptr_restrict to 1"

@@ -26,8 +26,28 @@ from agent.vectors import CATALOGUE, Layer, Outcome
 # The compiler is given a minute: it takes half a second, or ten under emulation.
 _COMPILE_TIMEOUT_S = 120.0
 
+# Twice what the largest map of members holds.
+_MOST_MEMBERS = 1 << 21
+
 BPF_ANY = 0
 BPF_NOEXIST = 1
+
+
+class Loaded:
+    """The descriptors of loaded programs and their maps."""
+
+    def __init__(self, *, maps: Mapping[str, int], programs: Mapping[str, int]) -> None:
+        """Take descriptors by map name and by program function."""
+        self.maps = dict(maps)
+        self.programs = dict(programs)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for descriptor in (*self.programs.values(), *self.maps.values()):
+            os.close(descriptor)
+        self.maps.clear()
+        self.programs.clear()
+
 
 class Loading:
     """A loader child at work; `finish` waits for what it sends.
@@ -50,7 +70,7 @@ class Loading:
         self._channel.settimeout(_COMPILE_TIMEOUT_S)
         self._channel.sendall(json.dumps({"hooks": self._hooks, "defines": defines}).encode())
 
-    def finish(self) -> "Loaded":
+    def finish(self) -> Loaded:
         """Return the descriptors.
 
         Raises:
@@ -87,22 +107,6 @@ class Loading:
         self._child.communicate()
 
 
-class Loaded:
-    """The descriptors of loaded programs and their maps."""
-
-    def __init__(self, *, maps: Mapping[str, int], programs: Mapping[str, int]) -> None:
-        """Take descriptors by map name and by program function."""
-        self.maps = dict(maps)
-        self.programs = dict(programs)
-
-    def close(self) -> None:
-        """Let go of everything."""
-        for descriptor in (*self.programs.values(), *self.maps.values()):
-            os.close(descriptor)
-        self.maps.clear()
-        self.programs.clear()
-
-
 class Map:
     """One BPF map; keys and values are ctypes objects."""
 
@@ -125,21 +129,28 @@ class Map:
 
     def lookup(self, key: Any, value: Any) -> bool:
         """Fill `value` with what `key` has; False where it has nothing."""
-        return self._libbpf.bpf_map_lookup_elem(self._descriptor, ctypes.byref(key), ctypes.byref(value)) == 0
+        found: int = self._libbpf.bpf_map_lookup_elem(
+            self._descriptor, ctypes.byref(key), ctypes.byref(value)
+        )
+        return found == 0
 
     def delete(self, key: Any) -> bool:
         """Remove `key`; False where it was not there."""
-        return self._libbpf.bpf_map_delete_elem(self._descriptor, ctypes.byref(key)) == 0
+        deleted: int = self._libbpf.bpf_map_delete_elem(self._descriptor, ctypes.byref(key))
+        return deleted == 0
 
-    def keys(self, key_type: type[Any]) -> Iterator[Any]:
-        """Yield every key. One that is removed meanwhile makes the walk start again, so some come twice."""
-        key, following = None, key_type()
-        while (
-            self._libbpf.bpf_map_get_next_key(
-                self._descriptor, None if key is None else ctypes.byref(key), ctypes.byref(following)
-            )
-            == 0
-        ):
+    def keys(self, key_type: type[Any], most: int) -> Iterator[Any]:
+        """Yield the keys, at most `most`.
+
+        One that is removed meanwhile makes the kernel begin again, so that some come twice and a walk
+        under constant change would never end.
+        """
+        key: Any = None
+        following = key_type()
+        for _ in range(most):
+            last = None if key is None else ctypes.byref(key)
+            if self._libbpf.bpf_map_get_next_key(self._descriptor, last, ctypes.byref(following)) != 0:
+                return
             key = key_type.from_buffer_copy(following)
             yield key
 
@@ -160,7 +171,9 @@ class Kernel:
         self._processors = libbpf.libbpf_num_possible_cpus()
         # Held for as long as the ring: ctypes would free the callback under libbpf's feet.
         self._on_record = RingSample(self._take)
-        self._ring = libbpf.ring_buffer__new(self._loaded.maps["cloudtaser_ring"], self._on_record, None, None)
+        self._ring = libbpf.ring_buffer__new(
+            self._loaded.maps["cloudtaser_ring"], self._on_record, None, None
+        )
         if not self._ring:
             message = f"the ring buffer cannot be mapped: {os.strerror(ctypes.get_errno())}"
             raise AgentError(message)
@@ -206,7 +219,8 @@ class Kernel:
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when `drain` has something to return."""
-        return self._libbpf.ring_buffer__epoll_fd(self._ring)
+        descriptor: int = self._libbpf.ring_buffer__epoll_fd(self._ring)
+        return descriptor
 
     def drain(self) -> list[bytes]:
         """Return the records that are in the ring buffer now."""
@@ -237,7 +251,7 @@ class Kernel:
         """Return the protected processes by thread group id, the self-test's canary left out."""
         members = self.map("cloudtaser_memb")
         found: dict[int, abi.Member] = {}
-        for key in members.keys(ctypes.c_uint32):
+        for key in members.keys(ctypes.c_uint32, _MOST_MEMBERS):
             member = abi.Member()
             if members.lookup(key, member) and not member.flags & abi.MemberFlag.CANARY:
                 found[key.value] = member

@@ -5,7 +5,7 @@ name programs as we want nor attach fmod_ret in every version that we support.
 """
 
 import ctypes
-from typing import Protocol
+from typing import Any
 
 from agent.errors import NodeError
 
@@ -82,13 +82,6 @@ _FUNCTIONS: tuple[tuple[str, object, tuple[object, ...]], ...] = (
 )
 
 
-class Function(Protocol):
-    """A function of the library."""
-
-    def __call__(self, *args: object) -> int:
-        """Call it; the type of the result depends on the function."""
-
-
 class Libbpf:
     """The library, loaded, with every function that the agent uses declared.
 
@@ -113,7 +106,6 @@ class Libbpf:
         self._quiet = Print(lambda _level, _format, _arguments: 0)
         library.libbpf_set_print(self._quiet)
 
-    def __getattr__(self, name: str) -> Function:
-        """Return the library's function `name`."""
-        function: Function = getattr(self._library, name)
-        return function
+    def __getattr__(self, name: str) -> Any:
+        """Return the library's function `name`, whose result has the declared type."""
+        return getattr(self._library, name)

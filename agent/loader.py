@@ -170,18 +170,23 @@ def load(libbpf: Libbpf, btf: Btf, hook: Hook, code: bytes) -> int:
 
     """
     if not hook.reads_kernel and helper_calls(code) & _PROBE_READS:
-        message = f"{hook.function} was compiled to read kernel memory, which lockdown=confidentiality refuses"
+        message = (
+            f"{hook.function} was compiled to read kernel memory, which lockdown=confidentiality refuses"
+        )
         raise LoadError(message)
     program_type, attach_type = hook.attach.value
     options = ProgLoadOpts(
-        sz=ctypes.sizeof(ProgLoadOpts), expected_attach_type=attach_type, attach_btf_id=target_id(btf, hook) or 0
+        sz=ctypes.sizeof(ProgLoadOpts),
+        expected_attach_type=attach_type,
+        attach_btf_id=target_id(btf, hook) or 0,
     )
     buffer = ctypes.create_string_buffer(code)
 
     def attempt() -> int:
-        return libbpf.bpf_prog_load(
+        result: int = libbpf.bpf_prog_load(
             program_type, hook.name.encode(), b"GPL", buffer, len(code) // 8, ctypes.byref(options)
         )
+        return result
 
     descriptor = attempt()
     if descriptor >= 0:

@@ -20,7 +20,7 @@ from agent.libbpf import Libbpf, ProgLoadOpts
 from agent.vectors import CATALOGUE, Layer, Vector
 
 # mov r0, 0; exit
-_NOTHING = bytes.fromhex("b700000000000000" "9500000000000000")
+_NOTHING = bytes.fromhex("b7000000000000009500000000000000")
 
 # The place on which each way to attach is tried. Nothing is attached: loading is what is refused.
 _TRIAL = {
@@ -100,7 +100,9 @@ def examine(libbpf: Libbpf, btf: Btf, root: Path = Path("/")) -> Facts:
         kernel=os.uname().release,
         features=has,
         hooks=frozenset(
-            function for function, hook in HOOKS.items() if ids[function] is not None and has >= set(hook.needs)
+            function
+            for function, hook in HOOKS.items()
+            if ids[function] is not None and has >= set(hook.needs)
         ),
         lsms=_lsms(root / "sys/kernel/security/lsm"),
         lockdown=_lockdown(root / "sys/kernel/security/lockdown"),
@@ -160,10 +162,12 @@ def _why_not(facts: Facts, layer: Layer) -> str:
     """Return why no vector can be served by `layer`; empty where some can."""
     if layer is Layer.LSM:
         if facts.lsms is None:
-            return "securityfs is not mounted, so the boot list of LSMs is unknown: mount it on /sys/kernel/security"
+            return "the boot list of LSMs is unknown: mount -t securityfs none /sys/kernel/security"
         if "bpf" not in facts.lsms:
             return f"boot with bpf in the list of LSMs: lsm={','.join((*facts.lsms, 'bpf'))}"
-    attach = {Layer.LSM: Attach.LSM, Layer.FMOD_RET: Attach.FMOD_RET, Layer.TRACEPOINT: Attach.TRACEPOINT}[layer]
+    attach = {Layer.LSM: Attach.LSM, Layer.FMOD_RET: Attach.FMOD_RET, Layer.TRACEPOINT: Attach.TRACEPOINT}[
+        layer
+    ]
     if attach in facts.refused:
         return f"this kernel refuses such programs ({facts.refused[attach]})"
     reasons = [_coverage(facts, vector, layer) for vector in CATALOGUE]

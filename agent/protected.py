@@ -132,7 +132,7 @@ class Protected:
         self._insert(pid, tree, flags)
         # A child that was forked before its parent was in the map is found by looking again, until a look
         # finds nothing new: from then on the kernel sees every fork.
-        while any([self._insert(child, tree, flags) for child in _descendants(pid)]):
+        while sum(self._insert(child, tree, flags) for child in _descendants(pid)):
             pass
         if not flags:
             self._announce(self._begins(pid, tree))
@@ -156,7 +156,8 @@ class Protected:
         if not self._members.update(key, member, BPF_NOEXIST):
             if self._is_member(pid):
                 return False
-            message = f"the map of protected processes is full: raise max-processes above {self._config.max_processes}"
+            most = self._config.max_processes
+            message = f"the map of protected processes is full: raise max-processes above {most}"
             raise AgentError(message)
         try:
             same = self._start_ns(pid) == start_ns
@@ -202,7 +203,7 @@ class Protected:
         if executable in wrappers:
             return True
         try:
-            file_name = os.path.basename(os.readlink(self._proc / str(process.pid) / "exe")).encode()
+            file_name = (self._proc / str(process.pid) / "exe").readlink().name.encode()
             comm = self._comm(process.pid)
         except (OSError, AgentError):
             return False

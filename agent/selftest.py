@@ -6,7 +6,7 @@ The only proof that a layer works is an attack that fails: a program may load, a
 import errno
 import json
 import secrets
-import select
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -53,13 +53,17 @@ class Canary:
 
     def __init__(self) -> None:
         """Start it; it runs alone until `victims` asks for it."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "agent.canary"],
-            env={"CLOUDTASER_CANARY": secrets.token_hex()},  # what proc-environ is after
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-m", "agent.canary"],
+                env={"CLOUDTASER_CANARY": secrets.token_hex()},  # what proc-environ is after
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+            )
+        self._channel.settimeout(_ANSWER_SECONDS)
+        self._answers = self._channel.makefile("rb")
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -69,15 +73,13 @@ class Canary:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End it and its victims."""
-        assert self._process.stdin
-        self._process.stdin.close()
+        self._answers.close()
+        self._channel.close()
         try:
             self._process.wait(_ANSWER_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        assert self._process.stdout
-        self._process.stdout.close()
 
     def victims(self) -> list[int]:
         """Return the pids of the processes that are attacked."""
@@ -85,17 +87,15 @@ class Canary:
 
     def attack(self, vector: Vector) -> dict[str, Any]:
         """Let the canary be attacked through `vector`."""
-        assert self._process.stdin
-        self._process.stdin.write(vector.id.encode() + b"\n")
-        self._process.stdin.flush()
+        self._channel.sendall(vector.id.encode() + b"\n")
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout
-        if not select.select([self._process.stdout], [], [], _ANSWER_SECONDS)[0]:
+        try:
+            line = self._answers.readline()
+        except TimeoutError as err:
             message = f"the self-test's canary did not answer within {_ANSWER_SECONDS:.0f} s"
-            raise AgentError(message)
-        line = self._process.stdout.readline()
+            raise AgentError(message) from err
         if not line:
             message = f"the self-test's canary died with status {self._process.wait()}"
             raise AgentError(message)

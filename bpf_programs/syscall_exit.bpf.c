@@ -74,7 +74,8 @@ static __always_inline u32 ct_opened(struct task_struct *me, struct ct_case *thi
 }
 
 /* A descriptor was taken from the process behind a pidfd. */
-static __always_inline u32 ct_took_descriptor(struct task_struct *me, struct ct_case *this, u64 pidfd)
+static __always_inline u32 ct_took_descriptor(struct task_struct *me, struct ct_case *this,
+					      u64 pidfd)
 {
 	struct file *file = (struct file *)ct_file_of(me, pidfd);
 	struct super_block *super = 0;

@@ -34,7 +34,8 @@ static __always_inline int ct_is_wrapper(struct task_struct *task, struct dentry
 static __always_inline void ct_tree_record(u32 kind, struct task_struct *wrapper,
 					   const struct ct_member *member)
 {
-	struct ct_tree_record *record = cloudtaser_ring.ringbuf_reserve(sizeof(struct ct_tree_record));
+	struct ct_tree_record *record =
+		cloudtaser_ring.ringbuf_reserve(sizeof(struct ct_tree_record));
 
 	if (!record) {
 		ct_count_loss(CT_LOSS_RING_FULL);

@@ -197,7 +197,8 @@ static __always_inline int ct_verdict(const struct ct_case *this, const struct c
 		return 0;
 
 	bank = target && target->flags & CT_MEMBER_CANARY;
-	slot = ((bank * CT_MAX_VECTORS + this->vector) * CT_LAYERS + this->layer) * CT_OUTCOMES + outcome;
+	slot = ((bank * CT_MAX_VECTORS + this->vector) * CT_LAYERS + this->layer) * CT_OUTCOMES +
+	       outcome;
 	count = cloudtaser_cntr.lookup(&slot);
 	if (count)
 		__sync_fetch_and_add(count, 1);
