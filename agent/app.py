@@ -144,8 +144,10 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
         plan = survey(config)
         state = State(plan)
         metrics = Metrics(Build(version=agent.__version__, layer=plan.layer, kernel=os.uname().release))
+        # Before anything is loaded, as the port may be taken; but it must end before what it shows.
         server = http.serve(config.metrics_address, _Views(metrics, state))
-        undo.callback(server.close)
+        serving = undo.enter_context(ExitStack())
+        serving.callback(server.close)
         sinks: list[Sink] = [JsonLines(stdout)]
         pipeline = Pipeline(sinks, node=config.node, observe_delay=metrics.observe_delay)
         undo.callback(pipeline.close)
@@ -156,6 +158,7 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
         )
         undo.callback(control.close)
         metrics.watch(kernel, pipeline, state.vectors, _layers(plan))
+        undo.push(serving.pop_all())
         for line in preflight.describe(plan):
             _log.info("%s", line)
 

@@ -62,7 +62,12 @@ class Config:
         return 0 if self.log_all else self.events_per_second
 
     def action(self, vector: Vector) -> Action:
-        """Return what to do about a vector: its own setting, else the preset's; no kill if none is wanted."""
+        """Return what to do about a vector: its own setting, else the preset's.
+
+        The preset `detect` is absolute, so that one word turns a node, or a cluster, to blocking nothing.
+        """
+        if self.mode is Mode.DETECT:
+            return Action.DETECT
         asked = self.actions.get(vector.id, vector.action(self.mode))
         if asked is Action.KILL and not self.reactive_kill:
             return Action.DENY

@@ -112,10 +112,6 @@ class AttemptKey:
     layer: Layer
     outcome: Outcome
 
-    def __hash__(self) -> int:
-        """Hash the vector by its number, since a vector holds a mapping and has no hash."""
-        return hash((self.vector.number, self.layer, self.outcome))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:

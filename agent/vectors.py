@@ -4,7 +4,7 @@ Documentation, metric labels, the check against the C enum and the self-test der
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
 
@@ -60,7 +60,7 @@ class Vector:
     group: Group
     attempt: str
     enforce: Action
-    hooks: Mapping[Layer, tuple[str, ...]]
+    hooks: Mapping[Layer, tuple[str, ...]] = field(hash=False)
 
     @property
     def targeted(self) -> bool:

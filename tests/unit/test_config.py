@@ -102,7 +102,9 @@ def test_flags_that_were_not_given_and_flags_of_others_change_nothing(configure)
         ("CLOUDTASER_EBPF_RING_BYTES", "ring-bytes", "4096", "ring_bytes", 4096),
     ],
 )
-def test_everything_can_be_set_by_variable_flag_and_file(configure, variable, key, text, field, expected):
+def test_everything_can_be_set_by_variable_flag_and_file(  # noqa: PLR0917 - one row of the table
+    configure, variable, key, text, field, expected
+):
     by_variable = configure(environ={variable: text})
     by_flag = configure({field: text})
     by_file = configure(text=f"{key}: {text}")
@@ -241,6 +243,11 @@ def test_an_address_is_a_host_and_a_port(configure, text, address):
     assert str(config.metrics_address) == text
 
 
+@pytest.mark.parametrize("name", ["CLOUDTASER_EBPF_MODE", "CLOUDTASER_EBPF_ENFORCE_MODE"])
+def test_a_variable_with_a_prefix_too_many_is_recognised(mistakes, name):
+    assert mistakes(environ={name: "detect"}) == [f"{name}: unknown variable, did you mean 'ENFORCE_MODE'?"]
+
+
 def test_every_mistake_of_every_source_is_told_at_once(mistakes):
     flags = {"mode": "detct", "protect_pid": ["x", "1", "-2"]}
     text = "vecotrs: {}\nvectors: {proc-mm: deny, proc-mem: dney}\n1: 2"
@@ -291,12 +298,18 @@ def test_the_preset_decides_where_nothing_else_does(vector, mode):
     assert replace(DEFAULTS, mode=mode).action(vector) is vector.action(mode)
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", [Mode.ENFORCE, Mode.STRICT])
 def test_a_vectors_own_action_wins_over_the_preset(mode):
     config = replace(DEFAULTS, mode=mode, actions={"proc-maps": Action.KILL, "proc-mem": Action.DETECT})
 
     assert config.action(BY_ID["proc-maps"]) is Action.KILL
     assert config.action(BY_ID["proc-mem"]) is Action.DETECT
+
+
+def test_detect_blocks_nothing_whatever_else_is_set():
+    config = replace(DEFAULTS, mode=Mode.DETECT, actions={"proc-maps": Action.KILL})
+
+    assert config.action(BY_ID["proc-maps"]) is Action.DETECT
 
 
 @pytest.mark.parametrize("asked", Action)

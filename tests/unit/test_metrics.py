@@ -64,7 +64,8 @@ def watch(metrics, kernel):
     return watch
 
 
-def test_what_runs_here_is_known_before_anything_is_watched(registry, metrics):
+@pytest.mark.usefixtures("metrics")
+def test_what_runs_here_is_known_before_anything_is_watched(registry):
     labels = {"version": "1.2.3", "layer": "lsm", "kernel": "6.1.0"}
 
     assert registry.get_sample_value("cloudtaser_ebpf_build_info", labels) == 1

@@ -30,7 +30,7 @@ class World:
 
 class Broken(Memory):
     def emit(self, event):
-        raise RuntimeError("a mistake in a sink")
+        raise RuntimeError(f"a mistake about {event['type']}")
 
 
 @pytest.fixture
@@ -106,8 +106,9 @@ def test_bad_records_are_logged_once_a_minute(world, caplog):
         pipeline.feed(b"")
 
     assert [record.getMessage() for record in caplog.records] == [
-        f"a record of the ring buffer was skipped: a record of 0 bytes is shorter than its header ({n} so far)"
-        for n in (1, 102)
+        "a record of the ring buffer was skipped: "
+        f"a record of 0 bytes is shorter than its header ({count} so far)"
+        for count in (1, 102)
     ]
 
 
@@ -122,7 +123,7 @@ def test_a_sink_that_fails_is_counted_and_keeps_nothing_from_the_others(world, c
     assert len(good.events) == 2
     assert pipeline.undelivered == 2 + 7
     assert [record.getMessage() for record in caplog.records] == [
-        "a sink failed: RuntimeError('a mistake in a sink') (8 events undelivered so far)"
+        "a sink failed: RuntimeError('a mistake about attempt') (8 events undelivered so far)"
     ]
 
 

@@ -36,7 +36,7 @@ def run(tmp_path):
         markers = ["-o", "markers=unit\nbuild\nkernel\nvm", "-p", "no:cacheprovider", "--strict-markers"]
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-rA", "--rootdir", tmp_path, *markers, *arguments, folder],
-            env={name: value for name, value in os.environ.items() if "PYTEST" not in name} | environment,
+            env={"PATH": os.environ["PATH"], "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | environment,
             capture_output=True,
             text=True,
             check=False,
