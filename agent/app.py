@@ -40,6 +40,9 @@ _log = logging.getLogger(__name__)
 _REFRESH_SECONDS = 1.0
 _PAGE_BYTES = 4096
 
+# How long nothing has been protected before the costly programs go: wrappers restart.
+_REST_AFTER_SECONDS = 10.0
+
 
 @dataclass(slots=True)
 class State:
@@ -187,11 +190,18 @@ def _loop(
         selector.register(stop, selectors.EVENT_READ)
         selector.register(kernel, selectors.EVENT_READ)
         control.register(selector)
-        refresh_at = time.monotonic()
+        refresh_at = rest_at = time.monotonic()
         while True:
-            for record in kernel.drain():
-                pipeline.feed(record)
+            records = kernel.drain()
             now = time.monotonic()
+            # Before the records are told: who reads that a tree began may rely on all programs.
+            if kernel.protects():
+                kernel.wake()
+                rest_at = now + _REST_AFTER_SECONDS
+            elif now >= rest_at:
+                kernel.rest()
+            for record in records:
+                pipeline.feed(record)
             if now >= refresh_at:
                 protected.refresh()
                 refresh_at = now + _REFRESH_SECONDS

@@ -26,7 +26,8 @@ class Hook:
     `function` is the C function in `bpf_programs/<source>`; `targets` are the names the place may have,
     of which the first that the kernel's BTF knows is used. `needs` are features of `agent.btf` that the
     function is not compiled without. `kallsyms`: it tells kernel code paths apart by address.
-    `reads_kernel`: it needs bpf_probe_read_kernel, which lockdown=confidentiality refuses.
+    `reads_kernel`: it needs bpf_probe_read_kernel, which lockdown=confidentiality refuses. `costly`: every
+    system call of every process pays for it, so it is attached only while something is protected.
     """
 
     function: str
@@ -37,6 +38,7 @@ class Hook:
     needs: tuple[str, ...] = ()
     kallsyms: bool = False
     reads_kernel: bool = False
+    costly: bool = False
 
     def btf_name(self, target: str) -> str:
         """Return the BTF type whose presence means that this kernel has `target`."""
@@ -101,6 +103,7 @@ _HOOKS = (
         "sys_exit",
         needs=_CURRENT,
         reads_kernel=True,
+        costly=True,
     ),
     _hook("undo_stop", "syscall_exit", "sign", Attach.TRACEPOINT, "signal_deliver", needs=_CURRENT),
     _hook("enter_ptrace_64", "syscall_entry", "sysc", Attach.FENTRY, "__x64_sys_ptrace"),

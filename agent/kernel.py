@@ -167,6 +167,7 @@ class Kernel:
         self._libbpf = libbpf
         self._loaded = loaded
         self._links: dict[str, int] = {}
+        self._costly: tuple[str, ...] = ()
         self._records: list[bytes] = []
         self._processors = libbpf.libbpf_num_possible_cpus()
         # Held for as long as the ring: ctypes would free the callback under libbpf's feet.
@@ -185,23 +186,40 @@ class Kernel:
     def attach(self, required: Sequence[str], optional: Sequence[str] = ()) -> tuple[str, ...]:
         """Attach all of `required` or nothing, then what is possible of `optional`; return those refused.
 
+        Costly programs attach too, to prove that they can, and stay until `rest`.
+
         Raises:
             LoadError: a required program does not attach; everything is detached again.
 
         """
         refused: list[str] = []
         for function in (*required, *optional):
-            link = self._libbpf.bpf_raw_tracepoint_open(None, self._loaded.programs[function])
-            if link >= 0:
-                self._links[function] = link
-            elif function in optional:
+            try:
+                self._attach(function)
+            except LoadError:
+                if function not in optional:
+                    self.detach()
+                    raise
                 refused.append(function)
-            else:
-                self.detach()
-                target = HOOKS[function].targets[0]
-                message = f"{function} does not attach to {target}: {os.strerror(-link)}"
-                raise LoadError(message)
+        self._costly = tuple(function for function in self._links if HOOKS[function].costly)
         return tuple(refused)
+
+    def rest(self) -> None:
+        """Detach the costly programs: nothing is protected now."""
+        for function in self._costly:
+            link = self._links.pop(function, None)
+            if link is not None:
+                os.close(link)
+
+    def wake(self) -> None:
+        """Attach the costly programs, if they are not: something is protected, or is going to be."""
+        for function in self._costly:
+            if function not in self._links:
+                self._attach(function)
+
+    def protects(self) -> bool:
+        """Return whether any process is protected; cheap enough to ask often."""
+        return any(True for _ in self.map("cloudtaser_memb").keys(ctypes.c_uint32, 1))
 
     def detach(self) -> None:
         """Detach every program; maps and what is in the ring buffer stay readable."""
@@ -275,6 +293,14 @@ class Kernel:
         for slot, path in enumerate(code_paths(kallsyms)):
             paths.path[slot] = abi.Path(start=path.start, end=path.end, path_class=path.path_class)
         self.map("cloudtaser_path").update(ctypes.c_uint32(0), paths)
+
+    def _attach(self, function: str) -> None:
+        link = self._libbpf.bpf_raw_tracepoint_open(None, self._loaded.programs[function])
+        if link < 0:
+            target = HOOKS[function].targets[0]
+            message = f"{function} does not attach to {target}: {os.strerror(-link)}"
+            raise LoadError(message)
+        self._links[function] = link
 
     def _per_processor(self, of: Map, slot: int) -> int:
         values = (ctypes.c_uint64 * self._processors)()

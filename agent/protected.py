@@ -127,6 +127,7 @@ class Protected:
         start_ns = self._start_ns(pid)
         if self._members.lookup(ctypes.c_uint32(pid), known) and known.start_ns - start_ns < _TICK_NS:
             return TreeId(pid=known.tree.pid, start_ns=known.tree.start_ns)
+        self._kernel.wake()
         self._write_config(armed=True)
         tree = abi.Tree(pid=pid, start_ns=start_ns)
         self._insert(pid, tree, flags)

@@ -8,6 +8,9 @@
  * Hooks:  sys_exit, signal_deliver (raw tracepoints).  At the exit, because then the kernel's own
  *         objects say what happened: the file in the descriptor table, the tracee in the list, never
  *         a path or a pid that could be parsed wrongly or changed meanwhile.
+ * Cost:   every system call of every process pays, so the agent attaches it only while something is
+ *         protected.  On a node's first wrapper it comes some hundred microseconds after the exec;
+ *         from the exec itself on, remote_memory.bpf.c stops reads and stopped tracees' registers.
  * Fails:  open where a read of kernel memory faults.
  * Not covered: opens through io_uring (reads of memory are stopped in remote_memory.bpf.c); a thread
  *         that shares the descriptor table and swaps the descriptor at the very exit of the call; a
