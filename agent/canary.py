@@ -28,6 +28,7 @@ _SECRET_BYTES = 32
 _ERRNO, _GOT = 0, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
@@ -40,6 +41,12 @@ def _refuse_on_error(result: int) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), "")
     return result
+
+
+def _system_call(number: int, *arguments: Any) -> int:
+    # syscall(2) takes longs: an int's upper half would be whatever the register or the stack holds.
+    wide = (ctypes.c_long(each) if isinstance(each, int) else each for each in arguments)
+    return _refuse_on_error(_libc.syscall(ctypes.c_long(number), *wide))
 
 
 class _Scene:
@@ -103,7 +110,7 @@ def _process_vm(scene: _Scene, number: int, local: bytes, remote_address: int) -
     buffer = ctypes.create_string_buffer(local, len(local))
     here = _IoVector(ctypes.addressof(buffer), len(local))
     there = _IoVector(remote_address, len(local))
-    _refuse_on_error(_libc.syscall(number, scene.victim, ctypes.byref(here), 1, ctypes.byref(there), 1, 0))
+    _system_call(number, scene.victim, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
     return bytes(buffer.raw)
 
 
@@ -146,8 +153,8 @@ def _proc_mem(scene: _Scene) -> bytes:
 
 
 def _pidfd_getfd(scene: _Scene) -> bytes:
-    pidfd = _refuse_on_error(_libc.syscall(_SYS_PIDFD_OPEN, scene.victim, 0))
-    taken = _refuse_on_error(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, scene.victim_descriptor, 0))
+    pidfd = _system_call(_SYS_PIDFD_OPEN, scene.victim, 0)
+    taken = _system_call(_SYS_PIDFD_GETFD, pidfd, scene.victim_descriptor, 0)
     return os.pread(taken, _SECRET_BYTES, 0)
 
 

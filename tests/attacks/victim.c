@@ -6,6 +6,8 @@
  * each with one line, so that nobody has to sleep.  Its descendants die with it.
  */
 #define _GNU_SOURCE
+#include "victim.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -16,44 +18,38 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-enum {
-	SECRET = 32, /* hexadecimal digits */
-};
+char *secret;
+char *program;
 
-static char *secret; /* below 4 GiB, where a 32-bit attacker can point too */
 static char *scratch; /* a page that whoever maps scratch_path sees */
 static char *scratch_path;
-static char *program;
 static int secret_fd;
 static volatile pid_t thread_id;
 
-static void *wait_for_ever(void *ready)
+static void *wait_for_ever(void *unused)
 {
+	(void)unused;
 	thread_id = (pid_t)syscall(SYS_gettid);
-	pthread_barrier_wait(ready);
 	while (pause())
 		;
 	return NULL;
 }
 
 /* A forked process has one thread until it starts another, like this. */
-static void start_thread(void)
+void start_thread(void)
 {
-	pthread_barrier_t ready;
 	pthread_t thread;
 
-	pthread_barrier_init(&ready, NULL, 2);
-	if (pthread_create(&thread, NULL, wait_for_ever, &ready))
+	thread_id = 0;
+	if (pthread_create(&thread, NULL, wait_for_ever, NULL))
 		abort();
-	pthread_barrier_wait(&ready);
+	while (!thread_id)
+		sched_yield();
 }
 
 static void hide_secret(void)
@@ -92,7 +88,7 @@ static void share_scratch(void)
 }
 
 /* One write, so that lines of several processes do not mix. */
-static void say(const char *what, pid_t pid)
+void say(const char *what, pid_t pid)
 {
 	dprintf(STDOUT_FILENO,
 		"{\"answer\": \"%s\", \"pid\": %d, \"tid\": %d, \"address\": %lu, \"scratch_address\": %lu, "
@@ -101,104 +97,12 @@ static void say(const char *what, pid_t pid)
 		secret);
 }
 
-/* What a descendant does: it has a thread, says so, and waits to die with its parent. */
-static void live_as(const char *what)
+static void write_secret(void)
 {
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	start_thread();
-	say(what, getpid());
-	for (;;)
-		pause();
-}
+	int fd = open("/dev/null", O_WRONLY);
 
-static void become(const char *what)
-{
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	execl("/proc/self/exe", program, "descendant", what, NULL);
-	_exit(127);
-}
-
-static void spawn(const char *how)
-{
-	pid_t pid;
-
-	if (!strcmp(how, "vfork")) {
-		pid = vfork();
-		if (!pid)
-			become(how);
-		return;
-	}
-	if (!strcmp(how, "namespace")) {
-		/* Its own view of its pid says nothing out here, so the parent speaks for it. */
-		pid = (pid_t)syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, NULL, NULL, NULL, NULL);
-		if (pid) {
-			say(how, pid);
-			return;
-		}
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (;;)
-			pause();
-	}
-	pid = fork();
-	if (pid)
-		return;
-	if (!strcmp(how, "exec"))
-		become(how);
-	if (!strcmp(how, "grandchild") && fork()) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (;;)
-			pause();
-	}
-	live_as(how);
-}
-
-/* A debugger of one's own child, as a runtime with a crash handler is. */
-static void trace_own_child(void)
-{
-	pid_t pid = fork();
-	long word;
-
-	if (!pid)
-		for (;;)
-			pause();
-	if (ptrace(PTRACE_ATTACH, pid, NULL, NULL) < 0)
-		goto failed;
-	waitpid(pid, NULL, __WALL);
-	errno = 0;
-	word = ptrace(PTRACE_PEEKDATA, pid, secret, NULL);
-	if (errno || memcmp(&word, secret, sizeof(word)))
-		goto failed;
-	ptrace(PTRACE_DETACH, pid, NULL, NULL);
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-	say("traced", getpid());
-	return;
-failed:
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-	say(strerror(errno), getpid());
-}
-
-static void read_own_child(void)
-{
-	char copy[SECRET] = "", path[64];
-	struct iovec here = {copy, sizeof(copy)}, there = {secret, sizeof(copy)};
-	pid_t pid = fork();
-	int fd;
-
-	if (!pid)
-		for (;;)
-			pause();
-	if (process_vm_readv(pid, &here, 1, &there, 1, 0) != SECRET)
-		say("process_vm_readv failed", getpid());
-	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
-	fd = open(path, O_RDONLY);
-	if (pread(fd, copy, sizeof(copy), (off_t)(uintptr_t)secret) != SECRET)
-		say("pread failed", getpid());
+	say(write(fd, secret, SECRET) == SECRET ? "worked" : "failed", getpid());
 	close(fd);
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-	say(memcmp(copy, secret, SECRET) ? "not the secret" : "read", getpid());
 }
 
 static void obey(const char *command)
@@ -206,14 +110,17 @@ static void obey(const char *command)
 	if (!strcmp(command, "exit"))
 		exit(0);
 	else if (!strcmp(command, "trace-own-child"))
-		trace_own_child();
-	else if (!strcmp(command, "read-own-child"))
-		read_own_child();
+		with_own_child(trace);
+	else if (!strcmp(command, "process-vm-own-child"))
+		with_own_child(read_with_process_vm);
+	else if (!strcmp(command, "mem-own-child"))
+		with_own_child(read_with_mem);
 	else if (!strcmp(command, "write-secret"))
-		say(write(open("/dev/null", O_WRONLY), secret, SECRET) == SECRET ? "written" : "",
-		    getpid());
+		write_secret();
 	else if (!strcmp(command, "ping"))
 		say("pong", getpid());
+	else if (!strcmp(command, "vfork"))
+		spawn_with_vfork(getpid());
 	else
 		spawn(command);
 }
@@ -237,7 +144,7 @@ int main(int argc, char **argv)
 {
 	char line[64];
 
-	program = argv[0];
+	program = getenv("VICTIM_EXECS") ? getenv("VICTIM_EXECS") : argv[0];
 	scratch_path = getenv("VICTIM_SCRATCH");
 	hide_secret();
 	share_scratch();

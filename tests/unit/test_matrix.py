@@ -167,11 +167,25 @@ def test_page_has_one_column_for_each_kernel(run, result, docs):
 
     page = (docs / "enforcement-matrix.md").read_text()
     assert f"## lsm, booted with `{ADVISED}`" in page
-    assert "| vector | way | mode | ABI | door | 5.10 | 6.1 |" in page
-    assert (
-        "| proc-mem | read | enforce | 64 | plain | killed 97 of 100, **leaked 3 of 100** | killed |" in page
+    assert "| vector | way | mode | doors (ABI) | 5.10 | 6.1 |" in page
+    assert "| enforce | plain (64) | killed 97 of 100, **leaked 3 of 100** | killed |" in page
+    assert "| proc-environ | read | enforce | plain (64) |  | denied |" in page
+
+
+def test_page_has_one_line_for_doors_that_end_alike(run, result, docs):
+    run(
+        "update",
+        result(
+            cell(killed=100, abi="32"),
+            cell(killed=100),
+            cell(killed=100, door="thread"),
+            cell(killed=50, door="io-uring"),
+        ),
     )
-    assert "| proc-environ | read | enforce | 64 | plain |  | denied |" in page
+
+    page = (docs / "enforcement-matrix.md").read_text()
+    assert "| enforce | plain (32, 64), thread (64) | killed |" in page
+    assert "| enforce | io-uring (64) | killed 50 of 100 |" in page
 
 
 @pytest.mark.parametrize(
@@ -187,7 +201,7 @@ def test_page_has_one_column_for_each_kernel(run, result, docs):
 def test_page_tells_each_outcome(run, result, docs, counts, told):
     run("update", result(cell(**counts)))
 
-    assert f"| plain | {told} |" in (docs / "enforcement-matrix.md").read_text()
+    assert f"| plain (64) | {told} |" in (docs / "enforcement-matrix.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def ensure(release: str, *, cache: Path | None = None, refresh: bool = False) ->
         apt.update()
         version = apt.kernel_version()
         if known is not None and known.version == version:
+            apt.clean()
             return known
         kernel = _unpacked(folder, release, version, apt.download(version))
         _record(folder, kernel)
@@ -227,7 +228,7 @@ class _Apt:
         except FileNotFoundError as err:
             raise KernelError(f"{tool} is missing: fetching kernels needs a Debian machine") from err
         if done.returncode != 0:
-            raise KernelError(f"{tool} {arguments[0]} failed for {self._release.name}:\n{done.stderr.strip()}")
+            raise KernelError(f"{tool} {arguments[0]}, {self._release.name}: failed\n{done.stderr.strip()}")
         return done.stdout
 
 
@@ -294,7 +295,7 @@ def main() -> int:
     """Fetch the kernels asked for, all by default, and print where each one is."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.kernels", description=main.__doc__)
     parser.add_argument("release", nargs="*", help=f"some of: {', '.join(RELEASES)} (default: all)")
-    parser.add_argument("--refresh", action="store_true", help="ask for newer kernels than those in the cache")
+    parser.add_argument("--refresh", action="store_true", help="ask for newer kernels than the cache has")
     arguments = parser.parse_args()
     try:
         kernels = [ensure(name, refresh=arguments.refresh) for name in arguments.release or RELEASES]
