@@ -15,7 +15,7 @@ PYTEST := $(PYTHON) -m pytest
 APT_RUN := python3-bpfcc python3-venv libbpf1
 APT_CHECK := clang gcc gcc-multilib libc6-dev
 APT_TEST := $(APT_CHECK) bpftool busybox-static dpkg-dev gdb htop iproute2 kmod lsof procps psmisc \
-	qemu-system-x86 runc strace
+	mmdebstrap qemu-system-x86 runc strace
 C_FILES = $(wildcard bpf_programs/*.[ch] tests/*/*.[ch])
 
 # dpkg is asked first: apt is slow, needs its lists, and has nothing to do the second time.
@@ -115,7 +115,13 @@ test-kernel: setup ## Run the tests of real attacks on this machine's kernel; no
 
 .PHONY: test-vm
 test-vm: setup kernels ## Run the tests of real attacks on the kernels of the matrix
+	rm -f .cache/vm/*/matrix-*.json
 	CLOUDTASER_KERNEL_TESTS=require $(PYTEST) tests/vm $(ARGS)
+	$(PYTHON) -m tests.matrix check .cache/vm/*/matrix-*.json
+
+.PHONY: matrix
+matrix: ## Write what the last test-vm saw to docs/enforcement-matrix.json and .md
+	$(PYTHON) -m tests.matrix update --replace .cache/vm/*/matrix-*.json
 
 .PHONY: kernels
 kernels: setup ## Fetch the kernels that test-vm boots

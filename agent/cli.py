@@ -46,6 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     except AgentError as err:
         sys.stderr.write(f"cloudtaser-ebpf: {err}\n")
         return err.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has enough, as in `doctor | head`; the exit's own flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-ARCHIVE = "http://deb.debian.org"  # plain http: apt checks signatures, and proxies may cache
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 # Most of a Debian kernel is drivers for hardware which no guest has. These stay: what virtme loads to
@@ -136,6 +135,21 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def mirror() -> str:
+    """Return the Debian mirror that this machine's own apt uses; it carries the other releases too."""
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Origin: Debian"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [site for site in done.stdout.split() if site.endswith("/debian")]
+    if not found:
+        raise KernelError("apt knows no mirror of Debian's archive: run apt-get update with one configured")
+    return found[0]
+
+
 # apt, with everything it reads and writes in a folder of ours.
 
 
@@ -143,10 +157,11 @@ class _Apt:
     def __init__(self, folder: Path, release: Release) -> None:
         self._folder = folder
         self._release = release
+        self._archive = archive = mirror().removesuffix("/debian")
         for name in ("lists/partial", "cache/archives/partial", "debs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         sources = [
-            f"deb [arch=amd64 signed-by={KEYRING}] {ARCHIVE}/{path} {suite} main\n"
+            f"deb [arch=amd64 signed-by={KEYRING}] {archive}/{path} {suite} main\n"
             for path, suite in release.suites
         ]
         (folder / "sources.list").write_text("".join(sources))
@@ -171,13 +186,13 @@ class _Apt:
         ]
 
     def update(self) -> None:
-        _say(f"{self._release.name}: asking {ARCHIVE} for the current kernel")
+        _say(f"{self._release.name}: asking {self._archive} for the current kernel")
         try:
             self._run("apt-get", "update", "-q")
         except KernelError as err:
             if "does not have a Release file" in str(err) or "404" in str(err):
                 raise KernelError(
-                    f"Debian's {self._release.name} has left {ARCHIVE} (old releases move to "
+                    f"Debian's {self._release.name} has left {self._archive} (old releases move to "
                     f"archive.debian.org); drop it from tests/vm/kernels.py and tests/vm/boots.py\n{err}",
                 ) from err
             raise

@@ -1,0 +1,186 @@
+"""How a process becomes the root of a protected tree, and stays itself while we look."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent import abi
+from agent.config import load
+from agent.errors import AgentError
+from agent.events import TreeBegins, TreeId, decode
+from agent.protected import Protected
+from agent.vectors import Layer
+from tests.unit.tables import PID, TICK_NS, Tables, begin, start_ticks
+
+
+class Node:
+    """A node with a /proc of its own, whose process PID started 500 ticks after the boot."""
+
+    def __init__(self, folder):
+        self.proc = begin(folder, 500)
+        self.kernel = Tables()
+        self.members = self.kernel.map("cloudtaser_memb")
+        self.begun: list[object] = []
+
+    def protected(self, proc=None):
+        return Protected(
+            self.kernel,
+            load({}, {}, "node-1"),
+            Layer.LSM,
+            announce=lambda record: self.begun.append(decode(record)),
+            proc=proc or self.proc,
+        )
+
+    def has(self, start_ns, slack_ns=0, tree_pid=PID):
+        """Let the kernel have a member with this pid."""
+        tree = abi.Tree(pid=tree_pid, start_ns=17)
+        member = abi.Member(tree=tree, start_ns=start_ns, slack_ns=slack_ns)
+        self.members.content[PID.to_bytes(4, "little")] = bytes(member)
+
+
+@pytest.fixture
+def node(tmp_path):
+    return Node(tmp_path)
+
+
+# A parent with a child and a grandchild, which tell their pids.
+FAMILY = """
+import os, time
+for _ in range(3):
+    print(os.getpid(), flush=True)
+    if os.fork():
+        break
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def family():
+    """The pids of a process, its child and its grandchild; there is one more, which says nothing."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, start_new_session=True
+    ) as of:
+        assert of.stdout
+        yield [int(of.stdout.readline()) for _ in range(3)]
+        os.killpg(of.pid, 9)
+
+
+def test_a_process_becomes_the_root_of_a_tree(node):
+    tree = node.protected().protect(PID)
+
+    start_ns = 500 * TICK_NS
+    expected = abi.Member(
+        tree=abi.Tree(pid=PID, start_ns=start_ns), start_ns=start_ns, slack_ns=TICK_NS - 1, comm=b"a (b) c"
+    )
+    assert tree == TreeId(pid=PID, start_ns=start_ns)
+    assert {pid: bytes(member) for pid, member in node.kernel.members().items()} == {PID: bytes(expected)}
+
+
+def test_a_tree_is_announced_once(node):
+    protected = node.protected()
+
+    trees = [protected.protect(PID), protected.protect(PID)]
+
+    assert [type(each) for each in node.begun] == [TreeBegins]
+    assert [(each.tree, each.wrapper.tgid, each.wrapper.comm) for each in node.begun] == [
+        (trees[0], PID, "a (b) c")
+    ]
+    assert trees[0] == trees[1]
+
+
+def test_the_canary_is_marked_and_not_announced(node):
+    node.protected().protect(PID, abi.MemberFlag.CANARY)
+
+    assert [member.flags for member in node.kernel.members().values()] == [abi.MemberFlag.CANARY]
+    assert node.begun == []
+
+
+def test_what_descends_from_it_is_of_its_tree(node, family):
+    tree = node.protected(Path("/proc")).protect(family[0])
+
+    members = node.kernel.members()
+    assert members.keys() >= set(family)
+    assert {(member.tree.pid, member.tree.start_ns) for member in members.values()} == {
+        (tree.pid, tree.start_ns)
+    }
+    assert {pid: members[pid].start_ns for pid in family} == {
+        pid: start_ticks(pid) * TICK_NS for pid in family
+    }
+
+
+def test_a_process_let_go_is_no_member(node):
+    protected = node.protected()
+    protected.protect(PID)
+
+    protected.forget(PID)
+
+    assert node.kernel.members() == {}
+
+
+@pytest.mark.parametrize(
+    ("pid", "why"),
+    [
+        (1, "process 1 is everybody's ancestor: protecting its tree would protect attackers"),
+        (os.getpid(), "the agent does not protect itself"),
+        (PID + 1, f"there is no process {PID + 1}"),
+    ],
+    ids=["the first", "itself", "nobody"],
+)
+def test_what_cannot_be_protected_is_refused(node, pid, why):
+    with pytest.raises(AgentError) as refusal:
+        node.protected().protect(pid)
+
+    assert str(refusal.value) == why
+    assert node.kernel.members() == {}
+    assert node.begun == []
+
+
+# The kernel's start times have nanoseconds, those of /proc are cut to a tick.
+@pytest.mark.parametrize("beyond_ns", [0, 1, TICK_NS - 1])
+def test_a_member_stays_in_its_tree(node, beyond_ns):
+    node.has(500 * TICK_NS + beyond_ns, tree_pid=4711)
+
+    assert node.protected().protect(PID) == TreeId(pid=4711, start_ns=17)
+    assert [member.tree.pid for member in node.kernel.members().values()] == [4711]
+    assert node.begun == []
+
+
+@pytest.mark.parametrize("start_ns", [400 * TICK_NS, 500 * TICK_NS - 1, 501 * TICK_NS, 600 * TICK_NS])
+def test_a_dead_member_with_the_same_pid_gives_way(node, start_ns):
+    node.has(start_ns, tree_pid=4711)
+
+    tree = node.protected().protect(PID)
+
+    assert tree == TreeId(pid=PID, start_ns=500 * TICK_NS)
+    assert [member.tree.pid for member in node.kernel.members().values()] == [PID]
+
+
+def test_a_full_map_says_what_to_raise(node):
+    node.members.room = 0
+
+    with pytest.raises(
+        AgentError, match=r"^the map of protected processes is full: raise max-processes above 16384$"
+    ):
+        node.protected().protect(PID)
+
+    assert node.begun == []
+
+
+@pytest.mark.parametrize("another", [501, None], ids=["another has its pid", "nobody has its pid"])
+def test_a_process_that_ends_while_we_look_is_not_protected(node, tmp_path, another):
+    def end():
+        if another:
+            begin(tmp_path, another)
+        else:
+            (node.proc / str(PID) / "stat").unlink()
+
+    node.members.before_update = end
+
+    with pytest.raises(AgentError, match=f"^process {PID} has just ended$"):
+        node.protected().protect(PID)
+
+    assert node.kernel.members() == {}
+    assert node.begun == []

@@ -1,0 +1,59 @@
+"""Starts the boots that the selected tests ask for, a few at a time, and lets each test wait for its own."""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.vm import guest_tests
+from tests.vm.boots import Boot
+from tests.vm.guest_tests import BootReport
+
+# Two virtual processors on one real one spend their time waiting for each other: emulated, such a guest
+# is three to five times slower. So guests never have more processors, taken together, than the machine.
+MOST_CPUS = 2  # enough for an attack and its victim to run at the same time
+
+
+class Boots:
+    """The boots of one session, each running or waiting for its turn in a thread of its own."""
+
+    def __init__(self, boots: list[Boot], *, at_once: int) -> None:
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="boot")
+        cpus = max(1, min(MOST_CPUS, (os.cpu_count() or 1) // at_once))
+        self._reports: dict[Boot, Future[BootReport]] = {
+            boot: self._pool.submit(
+                guest_tests.run,
+                boot,
+                work=guest_tests.work_folder() / boot.name,
+                cpus=cpus,
+                stop=self._stop,
+            )
+            for boot in boots
+        }
+
+    def report(self, boot: Boot) -> BootReport:
+        """Wait for a boot and return its report, or raise what became of the guest."""
+        return self._reports[boot].result()
+
+    def close(self) -> None:
+        """End the guests that still run and forget those that did not start."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def boots(request: pytest.FixtureRequest) -> Iterator[Boots]:
+    asked = (
+        item.callspec.params["boot"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "boots" in item.fixturenames
+    )
+    selected = [boot for boot in asked if isinstance(boot, Boot)]
+    running = Boots(selected, at_once=int(os.environ.get("CLOUDTASER_VM_JOBS", "2")))
+    try:
+        yield running
+    finally:
+        running.close()
