@@ -77,6 +77,7 @@ STRUCTS: dict[str, tuple[Member, ...]] = {
     ),
     "mm_struct": (_pointer("owner", "task_struct", optional="MM_OWNER"), _pointer("exe_file", "file")),
     "file": (
+        _scalar("f_mode", "unsigned int", 4),
         _pointer("f_path.dentry", "dentry", "f_dentry"),
         _pointer("f_inode", "inode"),
         _scalar("private_data", "void *", 8),

@@ -13,6 +13,7 @@
 #define PID_FS_MAGIC 0x50494446 /* pidfds are files of their own file system since 6.9 */
 
 #define PF_KTHREAD 0x00200000
+#define FMODE_PATH 0x4000 /* opened with O_PATH: a name, not the content */
 
 /* The mode of ptrace_access_check: what is wanted, and by which credentials. */
 #define PTRACE_MODE_ATTACH 0x02

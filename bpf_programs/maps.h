@@ -31,6 +31,9 @@ BPF_TABLE("lru_hash", u64, u32, cloudtaser_inod, 16384);
 /* System call of a thread, where the kernel has no helper that tells it (syscall_entry.bpf.c). */
 BPF_TABLE("lru_hash", u64, u32, cloudtaser_sysc, 4096);
 
+/* Threads whose present process_vm_readv or writev has been counted: it may take the lock again. */
+BPF_TABLE("lru_hash", u64, u32, cloudtaser_once, 4096);
+
 /* Counters: the truth for metrics, right even when records are lost. */
 BPF_TABLE("percpu_array", u32, u64, cloudtaser_cntr, CT_COUNTERS);
 BPF_TABLE("percpu_array", u32, u64, cloudtaser_loss, CT_LOSSES);

@@ -53,6 +53,22 @@ static __always_inline int ct_vector_of_stack(void *ctx)
 	return -1; /* CT_PATH_CMDLINE among them */
 }
 
+/*
+ * Whether this system call was counted when it took the lock before: one call takes it for each range
+ * and again after a fault.  The mark goes at the exit.  It only keeps a call from being counted twice;
+ * what is to be stopped is stopped each time.
+ */
+static __always_inline int ct_counted_already(void)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u32 marked = 1;
+
+	if (cloudtaser_once.lookup(&thread))
+		return 1;
+	cloudtaser_once.update(&thread, &marked);
+	return 0;
+}
+
 int remote_memory(u64 *ctx)
 {
 	struct mm_struct *mm = (struct mm_struct *)ctx[0];
@@ -78,7 +94,7 @@ int remote_memory(u64 *ctx)
 	if (vector == CT_PROCESS_VM_READ || vector == CT_PROCESS_VM_WRITE) {
 		config = ct_configuration();
 		/* The only hook that sees these on the tracepoint layer: there it is the first. */
-		if (config && config->layer == CT_TRACEPOINT)
+		if (config && config->layer == CT_TRACEPOINT && !ct_counted_already())
 			this.flags &= ~CT_ATTEMPT_SECOND_LINE;
 	} else if (!ct_is_ptrace(&this)) {
 		vector = ct_vector_of_stack(ctx);

@@ -54,10 +54,13 @@ static __always_inline u32 ct_opened(struct task_struct *me, struct ct_case *thi
 	struct dentry *dentry = 0;
 	struct inode *inode = 0;
 	u64 magic = 0, pid = 0;
-	u32 length = 0;
+	u32 length = 0, mode = 0;
 	int vector;
 
 	if (!file)
+		return 0;
+	CT_READ(mode, &file->f_mode);
+	if (mode & FMODE_PATH)
 		return 0;
 	CT_READ(inode, &file->f_inode);
 	CT_READ(super, &inode->i_sb);
@@ -124,8 +127,8 @@ int syscall_exit(u64 *ctx)
 	struct ct_case this = { .layer = CT_TRACEPOINT };
 	struct ct_member *member;
 	struct task_struct *me;
+	u64 thread, first;
 	u32 compat = 0;
-	u64 first;
 
 	/* Nearly every call of every process ends in these comparisons. */
 	switch (number) {
@@ -139,6 +142,15 @@ int syscall_exit(u64 *ctx)
 	case NR_PIDFD_GETFD:
 	case NRX32_PTRACE:
 		break;
+	case NR64_PROCESS_VM_READV:
+	case NR64_PROCESS_VM_WRITEV:
+	case NR32_PROCESS_VM_READV:
+	case NR32_PROCESS_VM_WRITEV:
+	case NRX32_PROCESS_VM_READV:
+	case NRX32_PROCESS_VM_WRITEV:
+		thread = bpf_get_current_pid_tgid();
+		cloudtaser_once.delete(&thread);
+		return 0;
 	default:
 		return 0;
 	}
