@@ -22,7 +22,8 @@ from agent import doctor, http, preflight, selftest
 from agent.btf import Btf
 from agent.config import Config
 from agent.control import ControlServer
-from agent.errors import SelfTestError
+from agent.errors import LoadError, SelfTestError
+from agent.events import is_tree_end
 from agent.http import Status
 from agent.kernel import Kernel, Loading
 from agent.libbpf import Libbpf
@@ -143,7 +144,9 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
     started = time.monotonic()
     with ExitStack() as undo:
         stop = undo.enter_context(_stop_signals())
-        canary = undo.enter_context(Canary())
+        canary = Canary()  # starts while the node is looked at
+        starting = undo.enter_context(ExitStack())
+        starting.enter_context(canary)
         plan = survey(config)
         state = State(plan)
         metrics = Metrics(Build(version=agent.__version__, layer=plan.layer, kernel=os.uname().release))
@@ -166,6 +169,7 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
             _log.info("%s", line)
 
         state.trials = try_all(programs, canary)
+        starting.close()
         _tell(config, plan, state.trials)
         if config.require_effective and (names := doctor.not_effective(config, plan, state.trials)):
             message = f"not effective on this node, and require-effective is set: {', '.join(names)}"
@@ -178,38 +182,66 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
 
         state.ready, state.why_not = False, "stopping"
         kernel.detach()
-        for record in kernel.drain():
-            pipeline.feed(record)
+        _take(kernel.drain(), programs.protected, pipeline)
+        programs.protected.announce_ends()
         _log.info("stopped: every program is detached")
 
 
 def _loop(
     stop: socket.socket, kernel: Kernel, control: ControlServer, protected: Protected, pipeline: Pipeline
 ) -> None:
+    costly = _CostlyPrograms(kernel)
     with selectors.DefaultSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
         selector.register(kernel, selectors.EVENT_READ)
         control.register(selector)
-        refresh_at = rest_at = time.monotonic()
+        refresh_at = time.monotonic()
         while True:
             records = kernel.drain()
             now = time.monotonic()
             # Before the records are told: who reads that a tree began may rely on all programs.
-            if kernel.protects():
-                kernel.wake()
-                rest_at = now + _REST_AFTER_SECONDS
-            elif now >= rest_at:
-                kernel.rest()
-            for record in records:
-                pipeline.feed(record)
+            costly.follow(now)
+            _take(records, protected, pipeline)
             if now >= refresh_at:
                 protected.refresh()
+                protected.announce_ends()
                 refresh_at = now + _REFRESH_SECONDS
             for key, _ in selector.select(max(0.0, refresh_at - now)):
                 if key.fileobj is stop:
                     return
                 if key.data is not None:
                     key.data()
+
+
+def _take(records: list[bytes], protected: Protected, pipeline: Pipeline) -> None:
+    for record in records:
+        if is_tree_end(record):
+            protected.wrapper_gone(record)
+        else:
+            pipeline.feed(record)
+
+
+class _CostlyPrograms:
+    """Attached while something is protected and for a while after; a failure to attach is told, not fatal."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._rest_at = time.monotonic() + _REST_AFTER_SECONDS
+        self._failed = False
+
+    def follow(self, now: float) -> None:
+        if not self._kernel.protects():
+            if now >= self._rest_at:
+                self._kernel.rest()
+            return
+        self._rest_at = now + _REST_AFTER_SECONDS
+        try:
+            self._kernel.wake()
+            self._failed = False
+        except LoadError as err:
+            if not self._failed:
+                _log.error("%s: what it watches is open until it does", err)
+            self._failed = True
 
 
 @contextmanager

@@ -23,6 +23,8 @@ KIND_FUNC = 12
 # Types that change nothing about a layout: typedef, volatile, const, restrict, type tag.
 _TRANSPARENT = frozenset({8, 9, 10, 11, 18})
 _COMPOUND = frozenset({4, 5})  # struct, union
+# Nobody nests typedefs or anonymous structs like that.
+_DEEPEST = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,15 +184,20 @@ class Btf:
 
     def _name(self, offset: int) -> str:
         name: bytes | None = self._libbpf.btf__name_by_offset(self._handle, offset)
-        return name.decode() if name else ""
+        return name.decode(errors="replace") if name else ""
 
     def _plain(self, type_id: int) -> int:
-        while (self._words(type_id, 3)[1] >> 24) & 0x1F in _TRANSPARENT:
-            type_id = self._words(type_id, 3)[2]
-        return type_id
+        for _ in range(_DEEPEST):
+            _, info, of = self._words(type_id, 3)
+            if (info >> 24) & 0x1F not in _TRANSPARENT:
+                return type_id
+            type_id = of
+        raise BtfError("the kernel's BTF has types that refer to each other in a ring")
 
-    def _members(self, type_id: int, base_bits: int = 0) -> Iterator[tuple[str, int, int]]:
+    def _members(self, type_id: int, base_bits: int = 0, depth: int = 0) -> Iterator[tuple[str, int, int]]:
         # Name, bit offset and type id, with anonymous structs and unions folded in.
+        if depth > _DEEPEST:
+            raise BtfError("the kernel's BTF has structs that contain themselves")
         info = self._words(type_id, 3)[1]
         if (info >> 24) & 0x1F not in _COMPOUND:
             return
@@ -202,7 +209,7 @@ class Btf:
             if name:
                 yield name, bits, of
             else:
-                yield from self._members(self._plain(of), bits)
+                yield from self._members(self._plain(of), bits, depth + 1)
 
 
 def features(btf: Btf) -> frozenset[str]:

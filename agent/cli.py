@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
@@ -169,7 +170,7 @@ def _selftest(flags: Mapping[str, Any]) -> int:
     from agent.selftest import Canary
 
     # On its own it protects nothing but its canary.
-    config = _config({**flags, "protect_exe": [], "protect_pid": []})
+    config = replace(_config(flags), protect_exe=(), protect_pid=())
     with Canary() as canary:
         plan = app.survey(config)
         with app.armed(config, plan) as programs:

@@ -54,6 +54,7 @@ def code_paths(kallsyms: Path) -> tuple[CodePath, ...]:
         following = (int(line[1], 16) for line in _ADDRESS.finditer(symbols, match.end()))
         end = next((address for address in following if address != start), start)
         found.append(CodePath(start=start, end=end, path_class=_FUNCTIONS[match[1].decode()]))
+    found = [path for path in found if path.start]  # hidden addresses are zero
     missing = {PathClass.CMDLINE, PathClass.PROC_MEM, PathClass.PROC_ENVIRON} - {
         path.path_class for path in found
     }

@@ -139,6 +139,13 @@ def label(member: IntEnum) -> str:
     return member.name.lower()
 
 
+def is_tree_end(record: bytes) -> bool:
+    """Return whether a record says that a wrapper has gone; False for what is no record at all."""
+    if len(record) != ctypes.sizeof(abi.TreeRecord):
+        return False
+    return bool(abi.Header.from_buffer_copy(record).kind == abi.Kind.TREE_ENDS)
+
+
 def decode(record: bytes) -> Event:
     """Turn one record of the ring buffer into an event, or raise `DecodeError`."""
     if len(record) < ctypes.sizeof(abi.Header):

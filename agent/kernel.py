@@ -186,7 +186,7 @@ class Kernel:
     def attach(self, required: Sequence[str], optional: Sequence[str] = ()) -> tuple[str, ...]:
         """Attach all of `required` or nothing, then what is possible of `optional`; return those refused.
 
-        Costly programs attach too, to prove that they can, and stay until `rest`.
+        Those that are costly, and the optional ones, attach too, to prove that they can, but go with `rest`.
 
         Raises:
             LoadError: a required program does not attach; everything is detached again.
@@ -201,7 +201,9 @@ class Kernel:
                     self.detach()
                     raise
                 refused.append(function)
-        self._costly = tuple(function for function in self._links if HOOKS[function].costly)
+        self._costly = tuple(
+            function for function in self._links if HOOKS[function].costly or function in optional
+        )
         return tuple(refused)
 
     def rest(self) -> None:
@@ -223,6 +225,7 @@ class Kernel:
 
     def detach(self) -> None:
         """Detach every program; maps and what is in the ring buffer stay readable."""
+        self._costly = ()
         for link in self._links.values():
             os.close(link)
         self._links.clear()

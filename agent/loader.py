@@ -139,8 +139,13 @@ class Compiled:
 
     def maps(self) -> dict[str, int]:
         """Return the descriptor of every map by its name."""
-        names = re.findall(r"\b(cloudtaser_\w{4})\b", (SOURCES / "maps.h").read_text())
-        return {name: self._bpf[name.encode()].map_fd for name in dict.fromkeys(names)}
+        names = dict.fromkeys(re.findall(r"\b(cloudtaser_\w{4})\b", (SOURCES / "maps.h").read_text()))
+        try:
+            return {name: self._bpf[name.encode()].map_fd for name in names}
+        except KeyError as err:
+            raise LoadError(
+                f"the compiled programs have no map {err}: are the sources being changed?"
+            ) from err
 
     def instructions(self, function: str) -> bytes:
         """Return the code of one program."""
@@ -174,11 +179,14 @@ def load(libbpf: Libbpf, btf: Btf, hook: Hook, code: bytes) -> int:
             f"{hook.function} was compiled to read kernel memory, which lockdown=confidentiality refuses"
         )
         raise LoadError(message)
+    target = target_id(btf, hook)
+    if target is None:
+        raise LoadError(f"this kernel has no {' or '.join(hook.targets)}, where {hook.function} attaches")
     program_type, attach_type = hook.attach.value
     options = ProgLoadOpts(
         sz=ctypes.sizeof(ProgLoadOpts),
         expected_attach_type=attach_type,
-        attach_btf_id=target_id(btf, hook) or 0,
+        attach_btf_id=target,
     )
     buffer = ctypes.create_string_buffer(code)
 
@@ -194,7 +202,9 @@ def load(libbpf: Libbpf, btf: Btf, hook: Hook, code: bytes) -> int:
     # The log is asked for only now: writing it costs more than the load.
     log = ctypes.create_string_buffer(_LOG_BYTES)
     options.log_level, options.log_size, options.log_buf = 1, len(log), ctypes.cast(log, ctypes.c_char_p)
-    attempt()
+    again = attempt()
+    if again >= 0:  # a refusal for want of memory, say, that has passed
+        return again
     reason = " | ".join(log.value.decode(errors="replace").strip().splitlines()[-_LOG_TAIL_LINES:])
     name = errno.errorcode.get(-descriptor, str(-descriptor))
     message = f"the kernel refuses {hook.function}: {name}{': ' + reason if reason else ''}"
@@ -212,7 +222,7 @@ def serve(channel: socket.socket) -> None:
             programs = {
                 hook.function: load(libbpf, btf, hook, compiled.instructions(hook.function)) for hook in hooks
             }
-        maps = compiled.maps()
+            maps = compiled.maps()
         answer = {"maps": list(maps), "programs": list(programs)}
         socket.send_fds(channel, [json.dumps(answer).encode()], [*maps.values(), *programs.values()])
     except AgentError as err:

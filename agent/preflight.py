@@ -141,7 +141,9 @@ def plan(facts: Facts, wanted: Layer | None) -> Plan:
     if layer is not Layer.TRACEPOINT:
         optional = [function for function in SECOND_LINE if not _why_no_hook(facts, function)]
         if "task_pt_regs" not in facts.features:
-            required.update({function: None for function in NOTE_SYSCALLS if function in facts.hooks})
+            required.update(
+                {function: None for function in NOTE_SYSCALLS if not _why_no_hook(facts, function)}
+            )
     return Plan(
         layer=layer,
         required=tuple(required),
@@ -170,6 +172,9 @@ def _why_not(facts: Facts, layer: Layer) -> str:
     ]
     if attach in facts.refused:
         return f"this kernel refuses such programs ({facts.refused[attach]})"
+    for function in FOLLOW_TREES:
+        if why := _why_no_hook(facts, function):
+            return f"trees cannot be followed: {why}"
     reasons = [_coverage(facts, vector, layer) for vector in CATALOGUE]
     if all(each.layer is None for each in reasons):
         return reasons[0].reason

@@ -87,7 +87,10 @@ class Canary:
 
     def attack(self, vector: Vector) -> dict[str, Any]:
         """Let the canary be attacked through `vector`."""
-        self._channel.sendall(vector.id.encode() + b"\n")
+        try:
+            self._channel.sendall(vector.id.encode() + b"\n")
+        except OSError as err:
+            raise AgentError(f"the self-test's canary has gone: {err.strerror}") from err
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -96,6 +99,8 @@ class Canary:
         except TimeoutError as err:
             message = f"the self-test's canary did not answer within {_ANSWER_SECONDS:.0f} s"
             raise AgentError(message) from err
+        except OSError:
+            line = b""
         if not line:
             message = f"the self-test's canary died with status {self._process.wait()}"
             raise AgentError(message)

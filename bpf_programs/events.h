@@ -55,7 +55,7 @@ enum ct_loss {
 enum ct_kind {
 	CT_RECORD_ATTEMPT = 1,
 	CT_RECORD_TREE_BEGINS = 2,
-	CT_RECORD_TREE_ENDS = 3, /* its wrapper has gone; what descends from it stays protected */
+	CT_RECORD_TREE_ENDS = 3, /* the wrapper has gone, others of the tree may live on */
 };
 
 /* Which file of /proc the offender reads when the kernel takes another process's mmap lock. */

@@ -13,6 +13,7 @@
 #define PID_FS_MAGIC 0x50494446 /* pidfds are files of their own file system since 6.9 */
 
 #define PF_KTHREAD 0x00200000
+#define PF_IO_WORKER 0x00000010
 #define FMODE_PATH 0x4000 /* opened with O_PATH: a name, not the content */
 
 /* The mode of ptrace_access_check: what is wanted, and by which credentials. */
@@ -48,6 +49,7 @@
 /* In our own notes of system calls: from the 32-bit table. */
 #define CT_NOTED_COMPAT 0x40000000U
 /* One number for both tables since 5.0. */
+#define NR_IO_URING_ENTER 426
 #define NR_OPENAT2 437
 #define NR_PIDFD_GETFD 438
 

@@ -27,29 +27,19 @@ static __always_inline void ct_remember_inode(struct task_struct *task, struct i
 		cloudtaser_inod.update(&key, &tgid);
 }
 
-static __always_inline int ct_file_open(struct file *file, u32 layer)
+/* A file of procfs whose name is a vector's is opened. */
+static __always_inline int ct_proc_file_open(struct inode *inode, struct dentry *dentry, u32 vector,
+					     u32 layer)
 {
-	struct inode *inode = file->f_inode;
-	struct ct_case this = { .layer = layer };
+	struct ct_case this = { .layer = layer, .vector = vector };
+	struct ct_config *config = ct_configuration();
 	struct ct_member *member = 0;
-	struct ct_config *config;
-	struct dentry *dentry;
 	u32 tgid = ct_tgid();
 	u64 key = (u64)inode;
 	u32 *owner;
-	int vector;
 
-	if (inode->i_sb->s_magic != PROC_SUPER_MAGIC)
-		return 0;
-	dentry = file->f_dentry;
-	vector = ct_vector_of_name(dentry->d_inline[0], dentry->d_name_len);
-	if (vector < 0)
-		return 0;
-	config = ct_configuration();
 	if (!config || !config->armed)
 		return 0;
-	this.vector = vector;
-	ct_dentry_name(dentry, this.file);
 	owner = cloudtaser_inod.lookup(&key);
 	if (owner) {
 		member = ct_member_of(*owner);
@@ -59,8 +49,23 @@ static __always_inline int ct_file_open(struct file *file, u32 layer)
 	} else if (cloudtaser_xpid.lookup(&tgid)) {
 		return 0;
 	}
+	ct_dentry_name(dentry, this.file);
 	ct_note_syscall(&this, 0);
 	return ct_verdict(&this, member);
+}
+
+/* Every open of every process comes through here: what fails for nearly all is tested first. */
+static __always_inline int ct_file_open(struct file *file, u32 layer)
+{
+	struct inode *inode = file->f_inode;
+	struct dentry *dentry;
+	int vector;
+
+	if (inode->i_sb->s_magic != PROC_SUPER_MAGIC)
+		return 0;
+	dentry = file->f_dentry;
+	vector = ct_vector_of_name(dentry->d_inline[0], dentry->d_name_len);
+	return vector < 0 ? 0 : ct_proc_file_open(inode, dentry, vector, layer);
 }
 
 int lsm_task_to_inode(u64 *ctx)

@@ -16,7 +16,7 @@
  * path or a descriptor, the stack cannot change under us.
  */
 
-#define CT_FRAMES 20 /* the read of the file is at 8 to 12; under io_uring some frames deeper */
+#define CT_FRAMES 14 /* from the tracepoint out to the read of the file there are 6 to 10 */
 
 #if defined(CT_HAVE_MM_OWNER) && defined(CT_HAVE_TASK_PT_REGS)
 /* The vector of the file of /proc that the kernel is reading, -1 for any other reason. */
@@ -53,6 +53,12 @@ static __always_inline int ct_vector_of_stack(void *ctx)
 	return -1; /* CT_PATH_CMDLINE among them */
 }
 
+/* Whether the kernel works on a ring of io_uring: in the call that submits, or in a worker. */
+static __always_inline int ct_in_ring(struct task_struct *me, const struct ct_case *this)
+{
+	return me->flags & PF_IO_WORKER || this->syscall == NR_IO_URING_ENTER;
+}
+
 /*
  * Whether this system call was counted when it took the lock before: one call takes it for each range
  * and again after a fault.  The mark goes at the exit.  It only keeps a call from being counted twice;
@@ -69,15 +75,43 @@ static __always_inline int ct_counted_already(void)
 	return 0;
 }
 
+/* An outsider takes the lock of a member's memory. */
+static __always_inline void ct_remote_access(void *ctx, struct task_struct *me,
+					     struct task_struct *owner, struct ct_member *member)
+{
+	struct ct_case this = {
+		.layer = CT_TRACEPOINT,
+		.flags = CT_ATTEMPT_SECOND_LINE,
+		.target_tgid = owner->tgid,
+	};
+	struct ct_config *config = ct_configuration();
+	int tracepoint_layer = config && config->layer == CT_TRACEPOINT;
+	int vector;
+
+	ct_note_syscall(&this, 0);
+	vector = ct_is_ptrace(&this) ? CT_PTRACE_ATTACH : (int)ct_vector_of_syscall(&this);
+	if (vector == CT_PROCESS_VM_READ || vector == CT_PROCESS_VM_WRITE) {
+		/* The only hook that sees these on the tracepoint layer: there it is the first. */
+		if (tracepoint_layer && !ct_counted_already())
+			this.flags &= ~CT_ATTEMPT_SECOND_LINE;
+	} else if (!ct_is_ptrace(&this)) {
+		vector = ct_vector_of_stack(ctx);
+		/* Nor does any other see what io_uring opens and reads. */
+		if (tracepoint_layer && ct_in_ring(me, &this))
+			this.flags &= ~CT_ATTEMPT_SECOND_LINE;
+	}
+	if (vector < 0)
+		return;
+	this.vector = vector;
+	ct_verdict(&this, member);
+}
+
 int remote_memory(u64 *ctx)
 {
 	struct mm_struct *mm = (struct mm_struct *)ctx[0];
 	struct task_struct *me = ct_current_task();
-	struct ct_case this = { .layer = CT_TRACEPOINT };
-	struct ct_config *config;
-	struct ct_member *member;
 	struct task_struct *owner;
-	int vector;
+	struct ct_member *member;
 
 	if (me->mm == mm)
 		return 0; /* nearly every call ends here */
@@ -85,24 +119,8 @@ int remote_memory(u64 *ctx)
 	if (!owner || !me->mm || me->flags & PF_KTHREAD)
 		return 0;
 	member = ct_target(owner);
-	if (!member || !ct_outsider(me->tgid, member))
-		return 0;
-	this.target_tgid = owner->tgid;
-	this.flags = CT_ATTEMPT_SECOND_LINE;
-	ct_note_syscall(&this, 0);
-	vector = ct_is_ptrace(&this) ? CT_PTRACE_ATTACH : (int)ct_vector_of_syscall(&this);
-	if (vector == CT_PROCESS_VM_READ || vector == CT_PROCESS_VM_WRITE) {
-		config = ct_configuration();
-		/* The only hook that sees these on the tracepoint layer: there it is the first. */
-		if (config && config->layer == CT_TRACEPOINT && !ct_counted_already())
-			this.flags &= ~CT_ATTEMPT_SECOND_LINE;
-	} else if (!ct_is_ptrace(&this)) {
-		vector = ct_vector_of_stack(ctx);
-	}
-	if (vector < 0)
-		return 0;
-	this.vector = vector;
-	ct_verdict(&this, member);
+	if (member && ct_outsider(me->tgid, member))
+		ct_remote_access(ctx, me, owner, member);
 	return 0;
 }
 #endif

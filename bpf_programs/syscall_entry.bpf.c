@@ -5,6 +5,7 @@
  *
  * Policy: none; it only names what ptrace.bpf.c judges.
  * Hooks:  fentry on the entry points of these calls, so that no other call pays.
+ * Not covered: nothing is judged here.
  * Fails:  an evicted note makes a process_vm_readv count as ptrace-attach, with that one's action.
  *
  * A note is never stale where it is read: every way to an ATTACH check by a system call passes one

@@ -120,15 +120,39 @@ static __always_inline u32 ct_traced(struct task_struct *me, struct ct_case *thi
 	return tgid;
 }
 
+/* A call that may be an attempt has succeeded. */
+static __always_inline void ct_succeeded(struct pt_regs *regs, u32 number, u64 result)
+{
+	struct ct_case this = { .layer = CT_TRACEPOINT, .syscall = number };
+	struct task_struct *me = ct_current_task();
+	struct ct_member *member;
+	u32 compat = 0;
+	u64 first;
+
+#ifdef CT_HAVE_THREAD_STATUS
+	compat = me->thread_status & TS_COMPAT;
+#endif
+	if (compat)
+		this.flags = CT_ATTEMPT_COMPAT;
+	first = compat ? (u32)regs->bx : regs->di;
+	if (number == NR_PIDFD_GETFD)
+		this.target_tgid = ct_took_descriptor(me, &this, (u32)first);
+	else if (compat ? number == NR32_PTRACE : number == NR64_PTRACE || number == NRX32_PTRACE)
+		this.target_tgid = ct_traced(me, &this, first);
+	else if (number == NR_OPENAT2 || (compat ? number == NR32_OPEN || number == NR32_OPENAT :
+						   number == NR64_OPEN || number == NR64_OPENAT))
+		this.target_tgid = ct_opened(me, &this, result);
+
+	member = ct_member_of(this.target_tgid);
+	if (member && ct_outsider(this.tracer ? this.tracer->tgid : ct_tgid(), member))
+		ct_verdict(&this, member);
+}
+
 int syscall_exit(u64 *ctx)
 {
 	struct pt_regs *regs = (struct pt_regs *)ctx[0];
 	u32 number = (u32)regs->orig_ax & ~X32_SYSCALL;
-	struct ct_case this = { .layer = CT_TRACEPOINT };
-	struct ct_member *member;
-	struct task_struct *me;
-	u64 thread, first;
-	u32 compat = 0;
+	u64 thread;
 
 	/* Nearly every call of every process ends in these comparisons. */
 	switch (number) {
@@ -141,6 +165,8 @@ int syscall_exit(u64 *ctx)
 	case NR_OPENAT2:
 	case NR_PIDFD_GETFD:
 	case NRX32_PTRACE:
+		if ((s64)ctx[1] >= 0)
+			ct_succeeded(regs, number, ctx[1]);
 		break;
 	case NR64_PROCESS_VM_READV:
 	case NR64_PROCESS_VM_WRITEV:
@@ -150,33 +176,7 @@ int syscall_exit(u64 *ctx)
 	case NRX32_PROCESS_VM_WRITEV:
 		thread = bpf_get_current_pid_tgid();
 		cloudtaser_once.delete(&thread);
-		return 0;
-	default:
-		return 0;
 	}
-	if ((s64)ctx[1] < 0)
-		return 0;
-	me = ct_current_task();
-#ifdef CT_HAVE_THREAD_STATUS
-	compat = me->thread_status & TS_COMPAT;
-#endif
-	if (compat)
-		this.flags = CT_ATTEMPT_COMPAT;
-	this.syscall = number;
-	first = compat ? (u32)regs->bx : regs->di;
-	if (number == NR_PIDFD_GETFD)
-		this.target_tgid = ct_took_descriptor(me, &this, (u32)first);
-	else if (compat ? number == NR32_PTRACE : number == NR64_PTRACE || number == NRX32_PTRACE)
-		this.target_tgid = ct_traced(me, &this, first);
-	else if (number == NR_OPENAT2 || (compat ? number == NR32_OPEN || number == NR32_OPENAT :
-						   number == NR64_OPEN || number == NR64_OPENAT))
-		this.target_tgid = ct_opened(me, &this, ctx[1]);
-
-	member = ct_member_of(this.target_tgid);
-	if (!member)
-		return 0;
-	if (ct_outsider(this.tracer ? this.tracer->tgid : ct_tgid(), member))
-		ct_verdict(&this, member);
 	return 0;
 }
 
@@ -187,14 +187,17 @@ int syscall_exit(u64 *ctx)
 int undo_stop(u64 *ctx)
 {
 	struct kernel_siginfo *info = (struct kernel_siginfo *)ctx[1];
-	struct task_struct *me;
 	struct ct_config *config;
+	struct ct_member *member;
+	struct task_struct *me;
 
-	if ((int)ctx[0] != SIGSTOP)
+	/* Only ptrace sends it in the kernel's name; a person's kill -STOP is left alone. */
+	if ((int)ctx[0] != SIGSTOP || info->si_code != SI_KERNEL)
 		return 0;
 	me = ct_current_task();
-	/* Only the kernel sends it as ptrace does; a person's kill -STOP is left alone. */
-	if (!ct_member_task(me) || me->ptrace || info->si_code != SI_KERNEL)
+	member = ct_member_task(me);
+	/* A tracer of the tree may stop it.  Another that has attached meanwhile is as good as dead. */
+	if (!member || (me->ptrace && !ct_outsider(me->parent->tgid, member)))
 		return 0;
 	config = ct_configuration();
 	if (config && ct_action(config, CT_PTRACE_ATTACH) == CT_KILL)

@@ -152,7 +152,7 @@ int tree_free(u64 *ctx)
 	member = ct_member_of(tgid);
 	if (!member || task->start_boottime - member->start_ns > member->slack_ns)
 		return 0; /* the pid is somebody else's by now */
-	if (member->tree.pid == tgid)
+	if (member->tree.pid == tgid && !(member->flags & CT_MEMBER_CANARY))
 		ct_tree_record(CT_RECORD_TREE_ENDS, task, member);
 	cloudtaser_memb.delete(&tgid);
 	return 0;

@@ -38,21 +38,22 @@ static void read_argument(struct target *target, const char *argument)
 		long *number;
 		int *small;
 	} keys[] = {
-		{"vector", .text = &target->vector},
-		{"door", .text = &target->door},
-		{"way", .text = &target->way},
-		{"file", .text = &target->file},
-		{"secret", .text = &target->secret},
-		{"scratch_file", .text = &target->scratch_file},
-		{"program", .text = &target->program},
-		{"address", .address = &target->address},
-		{"scratch_address", .address = &target->scratch_address},
-		{"trials", .number = &target->trials},
-		{"repeat", .number = &target->repeat},
-		{"pid", .small = &target->pid},
-		{"tid", .small = &target->tid},
-		{"fd", .small = &target->fd},
-		{"inherited", .small = &target->inherited},
+		{ "vector", .text = &target->vector },
+		{ "door", .text = &target->door },
+		{ "way", .text = &target->way },
+		{ "file", .text = &target->file },
+		{ "secret", .text = &target->secret },
+		{ "scratch_file", .text = &target->scratch_file },
+		{ "program", .text = &target->program },
+		{ "address", .address = &target->address },
+		{ "size", .address = &target->size },
+		{ "scratch_address", .address = &target->scratch_address },
+		{ "trials", .number = &target->trials },
+		{ "repeat", .number = &target->repeat },
+		{ "pid", .small = &target->pid },
+		{ "tid", .small = &target->tid },
+		{ "fd", .small = &target->fd },
+		{ "inherited", .small = &target->inherited },
 	};
 	const char *value = strchr(argument, '=');
 

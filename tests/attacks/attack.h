@@ -13,6 +13,10 @@
 #include <sys/types.h>
 
 /* What is attacked, from the command line. */
+enum {
+	MOST_BYTES = 1 << 20, /* that the target has at the address of its secret */
+};
+
 struct target {
 	const char *vector;
 	const char *door; /* the way to the same place: plain, thread, shared-files, ... */
@@ -26,6 +30,7 @@ struct target {
 	unsigned long scratch_address;
 	long trials;
 	long repeat; /* calls made by each child */
+	unsigned long size; /* bytes that one process_vm_readv asks for; the secret's own if 0 */
 	pid_t pid;
 	pid_t tid; /* a thread of the target that is not its first */
 	int fd; /* the target's descriptor of a file that holds the secret */

@@ -74,7 +74,7 @@ static int reopen(const char *path, int flags)
 
 static int open_with_openat2(const char *path, int flags)
 {
-	struct open_how how = {.flags = (unsigned int)flags};
+	struct open_how how = { .flags = (unsigned int)flags };
 
 	return syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
 }

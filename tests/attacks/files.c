@@ -71,4 +71,4 @@ static void take(const struct target *target, int fd, struct page *page)
 		page->error = errno;
 }
 
-const struct vector proc_file = {.name = "proc-", .open = open_file, .take = take};
+const struct vector proc_file = { .name = "proc-", .open = open_file, .take = take };

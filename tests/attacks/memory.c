@@ -44,12 +44,16 @@ static void attach(const struct target *target, struct page *page)
 	ptrace(PTRACE_DETACH, tid, NULL, NULL);
 }
 
+/* Only the secret's own bytes are worth showing to the watcher. */
 static void vm_read(const struct target *target, struct page *page)
 {
-	struct iovec here = {page->loot, strlen(target->secret)};
-	struct iovec there = {(void *)target->address, strlen(target->secret)};
+	static char rest[MOST_BYTES];
+	size_t length = strlen(target->secret);
+	size_t size = target->size > length ? target->size : length;
+	struct iovec here[] = { { page->loot, length }, { rest, size - length } };
+	struct iovec there = { (void *)target->address, size };
 
-	if (process_vm_readv(aim(target), &here, 1, &there, 1, 0) < 0)
+	if (process_vm_readv(aim(target), here, 2, &there, 1, 0) < 0)
 		page->error = errno;
 }
 
@@ -57,8 +61,8 @@ static void vm_read(const struct target *target, struct page *page)
 static void vm_write(const struct target *target, struct page *page)
 {
 	char changed = scratch[0] + 1;
-	struct iovec here = {&changed, 1};
-	struct iovec there = {(void *)target->scratch_address, 1};
+	struct iovec here = { &changed, 1 };
+	struct iovec there = { (void *)target->scratch_address, 1 };
 
 	if (process_vm_writev(aim(target), &here, 1, &there, 1, 0) < 0)
 		page->error = errno;
@@ -76,9 +80,9 @@ static void read_descriptor(const struct target *target, int fd, struct page *pa
 		page->error = errno;
 }
 
-const struct vector ptrace_attach = {.name = "ptrace-attach", .call = attach};
-const struct vector process_vm_read = {.name = "process-vm-read", .call = vm_read};
-const struct vector process_vm_write = {.name = "process-vm-write", .call = vm_write};
+const struct vector ptrace_attach = { .name = "ptrace-attach", .call = attach };
+const struct vector process_vm_read = { .name = "process-vm-read", .call = vm_read };
+const struct vector process_vm_write = { .name = "process-vm-write", .call = vm_write };
 const struct vector pidfd_getfd = {
 	.name = "pidfd-getfd",
 	.open = take_descriptor,

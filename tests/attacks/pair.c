@@ -40,7 +40,7 @@ static void *read_as_soon_as_open(void *argument)
 static struct plan make_plan(const struct vector *vector, const struct target *target,
 			     struct page *page)
 {
-	struct plan plan = {vector, target, page, dup(0)};
+	struct plan plan = { vector, target, page, dup(0) };
 
 	close(plan.fd);
 	return plan;

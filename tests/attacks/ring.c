@@ -35,9 +35,9 @@ static int set_up(struct ring *ring)
 	ring->completions = map(ring, 4096, IORING_OFF_CQ_RING);
 	ring->entries = map(ring, 4096, IORING_OFF_SQES);
 	return ring->submissions == MAP_FAILED || ring->completions == MAP_FAILED ||
-			       (void *)ring->entries == MAP_FAILED
-		       ? -1
-		       : 0;
+			       (void *)ring->entries == MAP_FAILED ?
+		       -1 :
+		       0;
 }
 
 static long submit(struct io_uring_sqe request)

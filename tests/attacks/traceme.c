@@ -62,7 +62,7 @@ static void loot_stopped(const struct target *target, pid_t pid, uint64_t addres
 /* Follows the wrapper to its own SIGSTOP, where it holds the secret, and lets it end there. */
 static int follow(const struct target *target, pid_t pid, int answer, struct page *page)
 {
-	struct confession confession = {0};
+	struct confession confession = { 0 };
 	int status;
 
 	for (;;) {

@@ -23,6 +23,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+enum {
+	AROUND = 1 << 20, /* bytes that can be read where the secret is */
+};
+
 char *secret;
 char *program;
 
@@ -56,7 +60,7 @@ static void hide_secret(void)
 {
 	const char *given = getenv("VICTIM_SECRET");
 
-	secret = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT,
+	secret = mmap(NULL, AROUND, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT,
 		      -1, 0);
 	if (secret == MAP_FAILED)
 		abort();
@@ -131,7 +135,7 @@ static void be_traced(int ask, int answer)
 	struct {
 		uint64_t address;
 		int64_t error;
-	} confession = {.address = (uintptr_t)secret};
+	} confession = { .address = (uintptr_t)secret };
 
 	if (ask && ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
 		confession.error = errno;

@@ -90,6 +90,7 @@ def begin(folder, ticks, comm="a (b) c"):
     fields = ["S", *(str(at) for at in range(4, 22)), str(ticks), "0", "0"]
     (files / "stat").write_text(f"{PID} ({comm}) {' '.join(fields)}\n")
     (files / "comm").write_text(f"{comm}\n")
+    (files / "status").write_text(f"Name:\t{comm}\nTgid:\t{PID}\nPid:\t{PID}\n")
     return folder
 
 

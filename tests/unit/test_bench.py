@@ -63,8 +63,8 @@ def figures(costs, starts):
 def test_a_visit_is_compared_with_those_around_it(costs):
     first = costs.costs[0]
     assert first.off == 110
-    assert (first.idle.difference, first.idle.least, first.idle.most) == (0.5, 0, 1)
-    assert (first.guarding.difference, first.guarding.least, first.guarding.most) == (25, 20, 30)
+    assert (first.idle.difference, first.idle.lower, first.idle.upper) == (0.5, 0.25, 0.75)
+    assert (first.guarding.difference, first.guarding.lower, first.guarding.upper) == (25, 22.5, 27.5)
     assert first.guarding.ratio == pytest.approx((125 / 105 + 145 / 115) / 2)
     assert (costs.visits, costs.disturbed) == (7, 1)
 

@@ -8,7 +8,7 @@ import pytest
 
 from agent import abi
 from agent.config import load
-from agent.errors import ConfigError
+from agent.errors import AgentError, ConfigError
 from agent.events import decode
 from agent.protected import Protected
 from agent.vectors import CATALOGUE, Action, Layer
@@ -44,9 +44,9 @@ def started(tmp_path):
     """Start processes that wait under a name, and end them."""
     running = []
 
-    def started(name):
+    def started(name, by=None):
         shutil.copy("/bin/sleep", tmp_path / name)
-        running.append(subprocess.Popen([tmp_path / name, "60"]))
+        running.append(subprocess.Popen([tmp_path / (by or name), "60"]))
         return running[-1].pid
 
     started.folder = tmp_path  # type: ignore[attr-defined]
@@ -95,6 +95,21 @@ def test_a_name_is_looked_for_as_the_files_and_as_the_tasks(protected, kernel, n
     protected(protect_exe=names)
 
     assert kernel.names() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "table"),
+    [
+        ({"protect_exe": ["one", "two"]}, "cloudtaser_name"),
+        ({"protect_exe": ["/bin/sh", "/bin/cat"]}, "cloudtaser_wexe"),
+        ({"exempt_exe": ["/bin/sh", "/bin/cat"]}, "cloudtaser_xexe"),
+    ],
+)
+def test_more_than_the_programs_can_look_for_is_refused(protected, kernel, flags, table):
+    kernel.map(table).room = 1
+
+    with pytest.raises(AgentError):
+        protected(**flags)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +174,15 @@ def test_a_wrapper_that_runs_already_is_protected(protected, kernel, started, na
     made.scan()
 
     assert {found: member.comm for found, member in kernel.members().items()} == {pid: name[:15].encode()}
+
+
+def test_a_wrapper_that_runs_by_the_name_of_a_link_is_protected(protected, kernel, tmp_path, started):
+    (tmp_path / "ct-unit-link").symlink_to("ct-unit-program")
+    pid = started("ct-unit-program", by="ct-unit-link")
+
+    protected(protect_exe=["ct-unit-link"]).scan()
+
+    assert kernel.members().keys() == {pid}
 
 
 def test_a_wrapper_that_is_protected_already_is_left_alone(protected, kernel, begun, started):

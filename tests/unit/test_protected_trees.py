@@ -123,7 +123,7 @@ def test_a_process_let_go_is_no_member(node):
 @pytest.mark.parametrize(
     ("pid", "why"),
     [
-        (1, "process 1 is everybody's ancestor: protecting its tree would protect attackers"),
+        (1, "process 1 is everybody's ancestor: its tree is every process, attackers too"),
         (os.getpid(), "the agent does not protect itself"),
         (PID + 1, f"there is no process {PID + 1}"),
     ],
@@ -136,6 +136,29 @@ def test_what_cannot_be_protected_is_refused(node, pid, why):
     assert str(refusal.value) == why
     assert node.kernel.members() == {}
     assert node.begun == []
+
+
+THREAD = """
+import threading, time
+thread = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+thread.start()
+print(thread.native_id, flush=True)
+thread.join()
+"""
+
+
+# /proc/T exists for a thread, too, but a member is looked up by its thread group: nothing would be protected.
+def test_a_thread_is_no_process(node):
+    with subprocess.Popen([sys.executable, "-c", THREAD], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        thread = int(process.stdout.readline())
+        try:
+            with pytest.raises(AgentError):
+                node.protected(Path("/proc")).protect(thread)
+        finally:
+            process.kill()
+
+    assert node.kernel.members() == {}
 
 
 # The kernel's start times have nanoseconds, those of /proc are cut to a tick.
