@@ -48,6 +48,7 @@ class MemberFlag(IntEnum):
     """`enum ct_member_flag`."""
 
     CANARY = 1
+    EXITED = 2
 
 
 class NameFlag(IntEnum):

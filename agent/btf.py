@@ -75,8 +75,10 @@ STRUCTS: dict[str, tuple[Member, ...]] = {
         _scalar("start_boottime", "__u64", 8),
         Member(paths=("comm",), declaration="char comm[16]", size_bytes=16),
         _pointer("files", "files_struct"),
+        _pointer("signal", "signal_struct"),
         _pointer("ptraced.next", "list_head", "ptraced_next"),
     ),
+    "signal_struct": (_scalar("live.counter", "int", 4, "live"),),
     "mm_struct": (_pointer("owner", "task_struct", optional="MM_OWNER"), _pointer("exe_file", "file")),
     "file": (
         _scalar("f_mode", "unsigned int", 4),

@@ -68,6 +68,7 @@ _CURRENT_AND_REGISTERS = ("get_current_task_btf", "task_pt_regs")
 _HOOKS = (
     _hook("tree_fork", "trees", "fork", Attach.TRACEPOINT, "sched_process_fork"),
     _hook("tree_exec", "trees", "exec", Attach.TRACEPOINT, "sched_process_exec"),
+    _hook("tree_exit", "trees", "ends", Attach.TRACEPOINT, "sched_process_exit"),
     _hook("tree_free", "trees", "free", Attach.TRACEPOINT, "sched_process_free"),
     _hook("lsm_ptrace_access", "ptrace", "ptac", Attach.LSM, "ptrace_access_check"),
     _hook("lsm_ptrace_traceme", "ptrace", "ptme", Attach.LSM, "ptrace_traceme"),
@@ -133,7 +134,7 @@ _HOOKS = (
 HOOKS: Mapping[str, Hook] = MappingProxyType({hook.function: hook for hook in _HOOKS})
 
 # Needed on every layer.
-FOLLOW_TREES = ("tree_fork", "tree_exec", "tree_free")
+FOLLOW_TREES = ("tree_fork", "tree_exec", "tree_exit", "tree_free")
 
 # Behind LSM and fmod_ret where the kernel has them; optional there.
 SECOND_LINE = ("remote_memory", "wait_for_stop")

@@ -26,6 +26,7 @@ from agent.vectors import CATALOGUE, Layer, Outcome
 # The compiler is given a minute: it takes half a second, or ten under emulation.
 _COMPILE_TIMEOUT_S = 120.0
 
+_NOT_COUNTED = abi.MemberFlag.CANARY | abi.MemberFlag.EXITED
 # Twice what the largest map of members holds.
 _MOST_MEMBERS = 1 << 21
 
@@ -269,12 +270,12 @@ class Kernel:
         return {loss: self._per_processor(losses, loss) for loss in abi.Loss}
 
     def members(self) -> dict[int, abi.Member]:
-        """Return the protected processes by thread group id, the self-test's canary left out."""
+        """Return the protected processes by thread group id: neither zombies nor the self-test's canary."""
         members = self.map("cloudtaser_memb")
         found: dict[int, abi.Member] = {}
         for key in members.keys(ctypes.c_uint32, _MOST_MEMBERS):
             member = abi.Member()
-            if members.lookup(key, member) and not member.flags & abi.MemberFlag.CANARY:
+            if members.lookup(key, member) and not member.flags & _NOT_COUNTED:
                 found[key.value] = member
         return found
 

@@ -44,7 +44,7 @@ class Protected:
         self._processes = Processes(proc)
         self._members = kernel.map("cloudtaser_memb")
         self._files: dict[tuple[str, str], FileId] = {}
-        self._without_wrapper: list[bytes] = []
+        self._without_wrapper: dict[tuple[int, int], bytes] = {}
 
     def configure(self) -> None:
         """Write what the programs need to know. Call it before they attach.
@@ -151,21 +151,17 @@ class Protected:
 
     def wrapper_gone(self, record: bytes) -> None:
         """Take the kernel's word that a wrapper has gone; its tree ends with the last that descends."""
-        self._without_wrapper.append(record)
+        # By tree, as two last threads that exit at once may both report it.
+        tree = abi.TreeRecord.from_buffer_copy(record).tree
+        self._without_wrapper[(tree.pid, tree.start_ns)] = record
 
     def announce_ends(self) -> None:
         """Announce the trees whose last process has gone since."""
         if not self._without_wrapper:
             return
         alive = {(member.tree.pid, member.tree.start_ns) for member in self._kernel.members().values()}
-        waiting = []
-        for record in self._without_wrapper:
-            tree = abi.TreeRecord.from_buffer_copy(record).tree
-            if (tree.pid, tree.start_ns) in alive:
-                waiting.append(record)
-            else:
-                self._announce(record)
-        self._without_wrapper = waiting
+        for tree in self._without_wrapper.keys() - alive:
+            self._announce(self._without_wrapper.pop(tree))
 
     def _insert(self, pid: int, tree: abi.Tree, flags: int) -> bool:
         # True where it is new; False where it is known already, or has gone.

@@ -70,6 +70,7 @@ enum ct_path_class {
 /* Bits of ct_member.flags. */
 enum ct_member_flag {
 	CT_MEMBER_CANARY = 1, /* the self-test's own target: counted and reported apart */
+	CT_MEMBER_EXITED = 2, /* a zombie, or about to be: nothing is left to protect */
 };
 
 /* Bits of the values of the wrapper-name map. */

@@ -3,7 +3,8 @@
  * Follows protected trees: whatever a member forks is a member, whatever is called like a wrapper
  * becomes the root of a tree at its exec, before its first instruction.
  *
- * Hooks: sched_process_fork, sched_process_exec, sched_process_free (raw tracepoints, all layers).
+ * Hooks: sched_process_fork, sched_process_exec, sched_process_exit, sched_process_free (raw
+ *        tracepoints, all layers).
  * Fails: open.  A member that does not fit into the map is not protected; it is counted as
  *        members_full, and the agent says so.
  * Decides, too: a process that is being traced by an outsider and execs a wrapper is killed
@@ -136,7 +137,27 @@ int tree_exec(u64 *ctx)
 	return 0;
 }
 
-/* After the process was reaped, so that a zombie still holds its place. */
+/*
+ * The last thread of a process goes.  Since 6.16 its memory goes only after this, so it stays a member
+ * until it is reaped; but it counts no more, since a zombie may wait for its parent for ever.
+ */
+int tree_exit(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	struct ct_member *member;
+
+	if (task->signal->live)
+		return 0;
+	member = ct_member_task(task);
+	if (!member || member->flags & CT_MEMBER_EXITED)
+		return 0;
+	member->flags |= CT_MEMBER_EXITED;
+	if (member->tree.pid == task->tgid && !(member->flags & CT_MEMBER_CANARY))
+		ct_tree_record(CT_RECORD_TREE_ENDS, task, member);
+	return 0;
+}
+
+/* The process was reaped: its pid may come back from now on. */
 int tree_free(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[0];
@@ -152,8 +173,6 @@ int tree_free(u64 *ctx)
 	member = ct_member_of(tgid);
 	if (!member || task->start_boottime - member->start_ns > member->slack_ns)
 		return 0; /* the pid is somebody else's by now */
-	if (member->tree.pid == tgid && !(member->flags & CT_MEMBER_CANARY))
-		ct_tree_record(CT_RECORD_TREE_ENDS, task, member);
 	cloudtaser_memb.delete(&tgid);
 	return 0;
 }

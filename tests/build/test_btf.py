@@ -68,7 +68,7 @@ struct task_struct {
 	struct thread_info thread_info; unsigned int flags, ptrace; struct mm_struct *mm; int pid, tgid;
 	struct task_struct *real_parent, *parent, *group_leader; unsigned long nvcsw, nivcsw;
 	u64 start_boottime; struct hlist_node pid_links[4]; struct list_head ptraced, ptrace_entry;
-	char comm[16]; struct files_struct *files;
+	char comm[16]; struct files_struct *files; struct signal_struct *signal;
 };
 struct path { void *mnt; struct dentry *dentry; };
 struct file { unsigned int f_mode; union { struct path f_path, __f_path; }; void *private_data;
@@ -80,6 +80,7 @@ union shortname_store { char string[40]; unsigned long words[5]; };
 struct dentry { unsigned int d_flags; struct dentry *d_parent; struct qstr d_name;
 	struct inode *d_inode; union shortname_store d_shortname; };
 struct fdtable { unsigned int max_fds; struct file **fd; };
+struct signal_struct { int sigcnt; struct { int counter; } live; };
 struct files_struct { int count; struct fdtable *fdt; };
 struct linux_binprm { void *vma; struct file *executable, *interpreter, *file; };
 struct kernel_siginfo { struct { int si_signo, si_errno, si_code; }; };
