@@ -6,11 +6,7 @@ work added to a call, not of its time, and hardly varies on a busy machine.
 """
 
 import json
-import os
-import shlex
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +14,6 @@ from bench import calls, programs
 from bench.calls import Costs
 from tests.vm import boots, guest, kernels
 
-_QEMU = "qemu-system-x86_64"
 _COUNTING = ("-icount", "shift=0")
 # A boot, three or six starts of the agent, and the calls, all emulated one instruction at a time.
 _GUEST_S = 20 * 60
@@ -61,37 +56,17 @@ def measure(boot: Boot, folder: Path, tell: Callable[[str], None]) -> GuestCosts
     built.mkdir(parents=True)
     programs.build(built)
     script = Path(__file__).with_name("in_guest.py")
-    with _counting_qemu(folder):
-        done = guest.run(
-            kernel,
-            append=boot.append,
-            command=("python", str(script), str(built), str(result), *boot.layers),
-            share=folder,
-            timeout_s=_GUEST_S,
-            cpus=1,  # only one processor's instructions can be counted
-        )
+    done = guest.run(
+        kernel,
+        append=boot.append,
+        command=("python", str(script), str(built), str(result), *boot.layers),
+        share=folder,
+        timeout_s=_GUEST_S,
+        cpus=1,  # only one processor's instructions can be counted
+        qemu_options=_COUNTING,
+    )
     if done.exit_code:
         told = " | ".join(guest.tail(done.log_text, 3).splitlines())
         raise GuestFailedError(f"the benchmark in the guest ended with {done.exit_code}: {told}")
     costs = tuple(calls.from_json(each) for each in json.loads(result.read_text()))
     return GuestCosts(kernel=kernel.version, append=boot.append, seconds=done.seconds, costs=costs)
-
-
-# tests/vm/guest.py has no way to pass an option to qemu, so its qemu is one that has it already.
-@contextmanager
-def _counting_qemu(folder: Path) -> Iterator[None]:
-    real = shutil.which(_QEMU)
-    if real is None:
-        raise guest.GuestNotStartedError(f"{_QEMU} is missing: install the package qemu-system-x86")
-    shim = folder / "bin" / _QEMU
-    shim.parent.mkdir()
-    # Questions about the program itself (-version, -machine help) are passed on as they are.
-    counting = shlex.join((real, *_COUNTING))
-    shim.write_text(f'#!/bin/sh\ncase "$*" in *-kernel*) exec {counting} "$@";; *) exec {real} "$@";; esac\n')
-    shim.chmod(0o755)
-    path = os.environ.get("PATH", os.defpath)
-    os.environ["PATH"] = f"{shim.parent}:{path}"
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = path

@@ -17,6 +17,7 @@ _PROGRAMS = {
     "attack": ("attack", "doors", "files", "memory", "pair", "ring", "traceme"),
     "victim": ("victim", "relatives"),
     "reborn": ("reborn",),
+    "race": ("race",),
 }
 ABIS = ("64", "32")
 
@@ -49,6 +50,16 @@ class Programs:
         """Runs a command under a given pid."""
         return self.directory / "64" / "reborn"
 
+    @property
+    def race(self) -> Path:
+        """Guesses the pids of processes that do not exist yet."""
+        return self.directory / "64" / "race"
+
+    @property
+    def race_as_wrapper(self) -> Path:
+        """The same program under the wrapper's name."""
+        return self.directory / "race" / WRAPPER_NAME
+
     def exempt(self, name: str) -> Path:
         """A program that the agent exempts: attack, env or sh."""
         return self.directory / "exempt" / name
@@ -67,6 +78,7 @@ def build(directory: Path) -> Programs:
             shutil.copy(directory / abi / "victim", copy)
     for copy, original in (
         (programs.by_path, programs.nobody()),
+        (programs.race_as_wrapper, programs.race),
         (programs.exempt("attack"), programs.attack()),
         (programs.exempt("env"), Path("/usr/bin/env")),
         (programs.exempt("sh"), Path("/bin/sh").resolve()),

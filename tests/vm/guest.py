@@ -133,6 +133,7 @@ def run(
     cwd: Path = CHECKOUT,
     memory: str = "1G",
     cpus: int = 2,
+    qemu_options: Sequence[str] = (),
     stop: threading.Event | None = None,
 ) -> GuestResult:
     """Boot a kernel, run a command as root in it and return how the command ended.
@@ -159,7 +160,10 @@ def run(
     began = time.monotonic()
     with files.console.open("wb") as console:
         qemu = subprocess.Popen(
-            _boot_command(kernel, files, append=append, memory=memory, cpus=cpus),
+            [
+                *_boot_command(kernel, files, append=append, memory=memory, cpus=cpus),
+                *(f"--qemu-opts={option}" for option in qemu_options),
+            ],
             cwd=files.share,
             env=_host_environment(files.share),
             stdin=subprocess.DEVNULL,
