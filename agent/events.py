@@ -270,7 +270,7 @@ def as_dict(event: Event, *, node: str, clocks: Clocks) -> dict[str, Any]:
                 "target": _target(event.target, event.tree),
                 "detail": {
                     "syscall": event.syscall,
-                    "abi": "32" if event.compat else "64",
+                    "abi": None if event.syscall is None else "32" if event.compat else "64",
                     "file": event.file,
                     "second_line": event.second_line,
                     "tracer": _tracer(event.tracer),

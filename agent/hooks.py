@@ -23,8 +23,8 @@ class Attach(Enum):
 class Hook:
     """One program and its place in the kernel.
 
-    `function` is the C function in `bpf_programs/<source>`; `targets` are the names the place may have,
-    of which the first that the kernel's BTF knows is used. `needs` are features of `agent.btf` that the
+    `function` is the C function in `bpf_programs/<source>`; `target` is the place's name in the kernel's
+    BTF, without the prefixes that depend on how it is attached. `needs` are features of `agent.btf` that the
     function is not compiled without. `kallsyms`: it tells kernel code paths apart by address.
     `reads_kernel`: it needs bpf_probe_read_kernel, which lockdown=confidentiality refuses. `costly`: every
     system call of every process pays for it, so it is attached only while something is protected.
@@ -34,30 +34,31 @@ class Hook:
     source: str
     name: str
     attach: Attach
-    targets: tuple[str, ...]
+    target: str
     needs: tuple[str, ...] = ()
     kallsyms: bool = False
     reads_kernel: bool = False
     costly: bool = False
 
-    def btf_name(self, target: str) -> str:
-        """Return the BTF type whose presence means that this kernel has `target`."""
+    @property
+    def btf_name(self) -> str:
+        """The BTF type whose presence means that this kernel has the place."""
         match self.attach:
             case Attach.TRACEPOINT:
-                return f"btf_trace_{target}"
+                return f"btf_trace_{self.target}"
             case Attach.LSM:
-                return f"bpf_lsm_{target}"
+                return f"bpf_lsm_{self.target}"
             case _:
-                return target
+                return self.target
 
 
-def _hook(function: str, source: str, letters: str, attach: Attach, *targets: str, **more: object) -> Hook:
+def _hook(function: str, source: str, letters: str, attach: Attach, target: str, **more: object) -> Hook:
     return Hook(
         function=function,
         source=f"{source}.bpf.c",
         name=f"cloudtaser_{letters}",
         attach=attach,
-        targets=targets,
+        target=target,
         **more,  # type: ignore[arg-type]
     )
 
@@ -107,26 +108,13 @@ _HOOKS = (
         costly=True,
     ),
     _hook("undo_stop", "syscall_exit", "sign", Attach.TRACEPOINT, "signal_deliver", needs=_CURRENT),
+    # A system call that treats 32-bit callers alike has no compat entry, or one that is never called.
     _hook("enter_ptrace_64", "syscall_entry", "sysc", Attach.FENTRY, "__x64_sys_ptrace"),
     _hook("enter_ptrace_32", "syscall_entry", "sysc", Attach.FENTRY, "__ia32_compat_sys_ptrace"),
     _hook("enter_vm_read_64", "syscall_entry", "sysc", Attach.FENTRY, "__x64_sys_process_vm_readv"),
-    _hook(
-        "enter_vm_read_32",
-        "syscall_entry",
-        "sysc",
-        Attach.FENTRY,
-        "__ia32_compat_sys_process_vm_readv",
-        "__ia32_sys_process_vm_readv",
-    ),
+    _hook("enter_vm_read_32", "syscall_entry", "sysc", Attach.FENTRY, "__ia32_sys_process_vm_readv"),
     _hook("enter_vm_write_64", "syscall_entry", "sysc", Attach.FENTRY, "__x64_sys_process_vm_writev"),
-    _hook(
-        "enter_vm_write_32",
-        "syscall_entry",
-        "sysc",
-        Attach.FENTRY,
-        "__ia32_compat_sys_process_vm_writev",
-        "__ia32_sys_process_vm_writev",
-    ),
+    _hook("enter_vm_write_32", "syscall_entry", "sysc", Attach.FENTRY, "__ia32_sys_process_vm_writev"),
     _hook("enter_getfd_64", "syscall_entry", "sysc", Attach.FENTRY, "__x64_sys_pidfd_getfd"),
     _hook("enter_getfd_32", "syscall_entry", "sysc", Attach.FENTRY, "__ia32_sys_pidfd_getfd"),
 )

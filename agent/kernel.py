@@ -301,7 +301,7 @@ class Kernel:
     def _attach(self, function: str) -> None:
         link = self._libbpf.bpf_raw_tracepoint_open(None, self._loaded.programs[function])
         if link < 0:
-            target = HOOKS[function].targets[0]
+            target = HOOKS[function].target
             message = f"{function} does not attach to {target}: {os.strerror(-link)}"
             raise LoadError(message)
         self._links[function] = link

@@ -181,7 +181,7 @@ def load(libbpf: Libbpf, btf: Btf, hook: Hook, code: bytes) -> int:
         raise LoadError(message)
     target = target_id(btf, hook)
     if target is None:
-        raise LoadError(f"this kernel has no {' or '.join(hook.targets)}, where {hook.function} attaches")
+        raise LoadError(f"this kernel has no {hook.target}, where {hook.function} attaches")
     program_type, attach_type = hook.attach.value
     options = ProgLoadOpts(
         sz=ctypes.sizeof(ProgLoadOpts),

@@ -74,11 +74,7 @@ class Plan:
 def target_id(btf: Btf, hook: Hook) -> int | None:
     """Return the BTF id of the place where `hook` attaches, or None where this kernel has none."""
     kind = KIND_TYPEDEF if hook.attach is Attach.TRACEPOINT else KIND_FUNC
-    for target in hook.targets:
-        found = btf.find(hook.btf_name(target), kind)
-        if found is not None:
-            return found
-    return None
+    return btf.find(hook.btf_name, kind)
 
 
 def examine(libbpf: Libbpf, btf: Btf, root: Path = Path("/")) -> Facts:
@@ -187,7 +183,7 @@ def _why_no_hook(facts: Facts, function: str) -> str:
         return f"this kernel refuses {hook.attach.name.lower()} programs ({facts.refused[hook.attach]})"
     if function not in facts.hooks:
         missing = sorted(set(hook.needs) - facts.features)
-        return f"this kernel has no {', '.join(missing) or ' or '.join(hook.targets)}: use a newer one"
+        return f"this kernel has no {', '.join(missing) or hook.target}: use a newer one"
     if hook.kallsyms and not facts.kernel_addresses:
         return "kernel addresses are hidden: set sysctl kernel.kptr_restrict to 1"
     if hook.reads_kernel and facts.lockdown == "confidentiality":

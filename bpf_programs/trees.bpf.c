@@ -12,9 +12,8 @@
  * Not covered: descendants that were re-parented before protection began (the agent's scan).
  */
 
-/* Whether the exec of this file under this name makes the process a wrapper. */
-static __always_inline int ct_is_wrapper(struct task_struct *task, struct dentry *dentry,
-					 struct ct_file_id *file)
+/* Whether the exec that the current task has just made of this file makes it a wrapper. */
+static __always_inline int ct_is_wrapper(struct dentry *dentry, struct ct_file_id *file)
 {
 	struct ct_name name = {};
 	u32 *flags;
@@ -25,9 +24,12 @@ static __always_inline int ct_is_wrapper(struct task_struct *task, struct dentry
 	flags = cloudtaser_name.lookup(&name);
 	if (flags && *flags & CT_NAME_OF_FILE)
 		return 1;
-	/* A link or a script goes by the name that exec was given, which is comm by now. */
+	/*
+	 * A link or a script goes by the name that exec was given, which is comm by now.  By the helper,
+	 * which pads it; the kernel itself has not always.
+	 */
 	__builtin_memset(&name, 0, sizeof(name));
-	ct_copy_comm(name.text, task);
+	bpf_get_current_comm(name.text, CT_COMM);
 	flags = cloudtaser_name.lookup(&name);
 	return flags && *flags & CT_NAME_OF_TASK;
 }
@@ -102,7 +104,7 @@ int tree_exec(u64 *ctx)
 	member = ct_member_task(task);
 	if (member) {
 		ct_copy_comm(member->comm, task);
-	} else if (ct_is_wrapper(task, dentry, &file)) {
+	} else if (ct_is_wrapper(dentry, &file)) {
 		struct ct_member root = {
 			.tree = { .start_ns = start, .pid = tgid },
 			.start_ns = start,

@@ -4,6 +4,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from agent.btf import Btf
+from agent.hooks import HOOKS
+from agent.libbpf import Libbpf
+from agent.preflight import target_id
 from agent.vectors import BY_ID, Action, Layer, Mode, outcome
 from tests.kernel.build import ABIS
 
@@ -98,6 +102,15 @@ _LATE = {
     ("pidfd-getfd", "threads"),
     ("pidfd-getfd", "shared-files"),
 }
+
+
+def _has_second_line() -> bool:
+    with Btf(Libbpf()) as btf:
+        return target_id(btf, HOOKS["remote_memory"]) is not None
+
+
+# A descriptor that is older than the protection is seen at its reads only, by a tracepoint of 5.11.
+HAS_SECOND_LINE = _has_second_line()
 
 
 def is_hole(case: Case) -> bool:

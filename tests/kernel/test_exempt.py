@@ -10,7 +10,7 @@ from tests.kernel.accounting import account
 from tests.kernel.agent import Agent
 from tests.kernel.attacks import Attack
 from tests.kernel.build import Programs
-from tests.kernel.cases import Case
+from tests.kernel.cases import HAS_SECOND_LINE, Case
 from tests.kernel.keeper import agents
 from tests.kernel.victim import Victim
 
@@ -80,10 +80,17 @@ def test_gained_by_exec(agent: Agent, victim: Victim, programs: Programs):
     _works(agent, attack)
 
 
-@pytest.mark.parametrize("abi", ["64", "32"])
-def test_descriptor_left_behind(agent: Agent, victim: Victim, programs: Programs, abi: str):
-    """A descriptor that an exempt program opened and left to another gives that one nothing."""
-    shell: list[Path | str] = [programs.exempt("sh"), "-c", f'exec 9</proc/{victim.pid}/mem; exec "$@"', "sh"]
-    case = Case(vector="proc-mem", way="mem", abi=abi, door="inherited")
-    attack = Attack(programs=programs, victim=victim, case=case, before=shell, trials=TRIALS, inherited=9)
-    _stopped(agent, attack)
+if HAS_SECOND_LINE:
+
+    @pytest.mark.parametrize("abi", ["64", "32"])
+    def test_descriptor_left_behind(agent: Agent, victim: Victim, programs: Programs, abi: str):
+        """A descriptor that an exempt program opened and left to another gives that one nothing."""
+        shell: list[Path | str] = [
+            programs.exempt("sh"),
+            "-c",
+            f'exec 9</proc/{victim.pid}/mem; exec "$@"',
+            "sh",
+        ]
+        case = Case(vector="proc-mem", way="mem", abi=abi, door="inherited")
+        attack = Attack(programs=programs, victim=victim, case=case, before=shell, trials=TRIALS, inherited=9)
+        _stopped(agent, attack)

@@ -37,6 +37,7 @@ def _attack(programs: Programs, victim: Victim):
     return Attack(programs=programs, victim=victim, case=_CASE, trials=3).run()
 
 
+@pytest.mark.own_agent
 def test_names(running: Agent):
     """Every program and map can be found by its name, and each program has a link."""
     objects = objects_of(running.pid)
@@ -60,6 +61,7 @@ def test_sigterm(running: Agent, programs: Programs):
         assert _attack(programs, victim).leaked == 3
 
 
+@pytest.mark.own_agent
 def test_sigterm_tells_what_was_seen(running: Agent, programs: Programs):
     """What happened before the stop is told before the end, and wrappers run on."""
     with Victim([programs.wrapper()]) as victim:
@@ -69,7 +71,9 @@ def test_sigterm_tells_what_was_seen(running: Agent, programs: Programs):
     assert sum(event["vector"] == _CASE.vector for event in running.events) == 3
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signal_number", [pytest.param(signal.SIGINT, marks=pytest.mark.own_agent), signal.SIGKILL]
+)
 def test_other_ends(running: Agent, programs: Programs, signal_number: int):
     """The kernel is as it was after SIGINT and after SIGKILL too, and wrappers run on."""
     objects = objects_of(running.pid)
@@ -81,6 +85,7 @@ def test_other_ends(running: Agent, programs: Programs, signal_number: int):
         assert _attack(programs, victim).leaked == 3
 
 
+@pytest.mark.own_agent
 def test_probes(running: Agent):
     """The probes answer, and metrics has every series from the start."""
     assert running.get("/healthz")[0] == 200
@@ -92,6 +97,7 @@ def test_probes(running: Agent):
     assert {"rate_limited", "ring_full", "members_full", "undecodable", "sink"} <= set(counts.lost)
 
 
+@pytest.mark.own_agent
 def test_two_agents(running: Agent, programs: Programs, tmp_path: Path):
     """A second agent on the node does not disturb the first, and takes away only what is its own."""
     own = objects_of(running.pid)

@@ -20,6 +20,7 @@ from agent.loader import load
 from agent.vectors import CATALOGUE, Layer
 
 pytestmark = [
+    pytest.mark.own_agent,
     pytest.mark.skipif(os.geteuid() != 0, reason="loading programs takes root"),
     pytest.mark.skipif(not Path(VMLINUX).exists(), reason=f"no {VMLINUX} on this machine"),
 ]
@@ -194,7 +195,7 @@ def test_all_required_programs_attach_or_none(libbpf, loaded, functions, at):
     with pytest.raises(LoadError) as refusal:
         kernel.attach(functions)
 
-    target = HOOKS[broken].targets[0]
+    target = HOOKS[broken].target
     assert str(refusal.value) == f"{broken} does not attach to {target}: {os.strerror(22)}"
     assert (kernel.programs_loaded(), links()) == (0, [])
     kernel.close()
@@ -214,7 +215,7 @@ def test_an_optional_program_that_does_not_attach_is_named(libbpf, loaded, funct
 
 # A kernel may refuse the other ways to attach altogether.
 def test_a_program_without_its_place_is_one_clear_refusal(libbpf, btf):
-    nowhere = dataclasses.replace(HOOKS["tree_fork"], targets=("no_such_place",))
+    nowhere = dataclasses.replace(HOOKS["tree_fork"], target="no_such_place")
 
     with pytest.raises(LoadError) as refusal:
         load(libbpf, btf, nowhere, NOTHING)

@@ -7,7 +7,7 @@ from tests.kernel.accounting import Account, account
 from tests.kernel.agent import Agent
 from tests.kernel.attacks import Attack
 from tests.kernel.build import Programs
-from tests.kernel.cases import ALL_CASES, CASES, HOLES, Case
+from tests.kernel.cases import ALL_CASES, CASES, HAS_SECOND_LINE, HOLES, Case
 from tests.kernel.keeper import Keeper, agents
 from tests.kernel.matrix import Matrix
 from tests.kernel.victim import Victim
@@ -37,7 +37,8 @@ def _assert_accounted(seen: Account, case: Case, mode: Mode) -> None:
     assert attempts <= counted <= attempts * case.readers
     assert seen.others == {}
     assert seen.told == counted, seen.lost
-    assert {event["detail"]["abi"] for event in seen.events} == {case.abi}
+    # None where the kernel has no way to tell a program which call it is in (before 5.15).
+    assert {event["detail"]["abi"] for event in seen.events} <= {case.abi, None}
 
 
 @agents("enforce")
@@ -61,18 +62,28 @@ def test_inherited_descriptor(agent: Agent, keeper: Keeper, programs: Programs, 
     case = Case(vector="proc-mem", way="mem", abi=abi, door="inherited")
     early = keeper.early
     attack = Attack(programs=programs, victim=early.victim, case=case, inherited=early.memory)
-    _assert_stopped(agent, attack, Mode.ENFORCE, matrix)
+    if HAS_SECOND_LINE:
+        _assert_stopped(agent, attack, Mode.ENFORCE, matrix)
+    else:
+        _measure(agent, attack, Mode.ENFORCE, matrix)
 
 
-@agents("strict")
-@pytest.mark.parametrize("case", HOLES, ids=str)
-def test_known_hole(agent: Agent, victim: Victim, programs: Programs, matrix: Matrix, case: Case):
-    """What a layer is known not to stop is measured, and the wrapper survives it; see `cases.is_hole`."""
-    seen = account(agent, Attack(programs=programs, victim=victim, case=case))
-    matrix.add(Mode.STRICT, case, seen.tally, seen.counted)
+def _measure(agent: Agent, attack: Attack, mode: Mode, matrix: Matrix) -> Account:
+    seen = account(agent, attack)
+    matrix.add(mode, attack.case, seen.tally, seen.counted)
+    attack.victim.check()
+    return seen
 
-    assert case.door == "io-uring" or seen.counted["killed"] >= case.trials
-    victim.check()
+
+if HOLES:
+
+    @agents("strict")
+    @pytest.mark.parametrize("case", HOLES, ids=str)
+    def test_known_hole(agent: Agent, victim: Victim, programs: Programs, matrix: Matrix, case: Case):
+        """What a layer is known not to stop is measured, and the wrapper survives it; see `cases.is_hole`."""
+        seen = _measure(agent, Attack(programs=programs, victim=victim, case=case), Mode.STRICT, matrix)
+
+        assert case.door == "io-uring" or seen.counted["killed"] >= case.trials
 
 
 @agents("off")

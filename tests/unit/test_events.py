@@ -295,7 +295,7 @@ def test_what_is_unknown_is_told_as_null():
     assert set(told["target"].values()) == {None}
     assert told["detail"] == {
         "syscall": None,
-        "abi": "64",
+        "abi": None,
         "file": None,
         "second_line": False,
         "tracer": None,

@@ -22,13 +22,12 @@ class Boot:
         return "-".join((self.release, *self.layers))
 
 
+# The longest first, so that the last to run is short.
 BOOTS = (
-    Boot(release="bookworm", append=ADVISED, layers=("lsm",)),
-    Boot(release="sid", append=ADVISED, layers=("lsm",)),
-    Boot(release="trixie", append=ADVISED, layers=("lsm",)),
-    Boot(release="bullseye", append=ADVISED, layers=("lsm",)),
     Boot(release="bookworm", append=WITHOUT_BPF, layers=("fmod_ret", "tracepoint")),
-    Boot(release="sid", append=WITHOUT_BPF, layers=("fmod_ret", "tracepoint")),
-    Boot(release="trixie", append=WITHOUT_BPF, layers=("fmod_ret",)),
-    Boot(release="bullseye", append=WITHOUT_BPF, layers=("fmod_ret",)),
+    Boot(release="bullseye", append=ADVISED, layers=("lsm",)),
+    Boot(release="sid", append=ADVISED, layers=("lsm",)),
+    Boot(release="sid", append=WITHOUT_BPF, layers=("fmod_ret",)),
+    Boot(release="trixie", append=ADVISED, layers=("lsm",)),
+    Boot(release="bookworm", append=ADVISED, layers=("lsm",)),
 )
