@@ -6,43 +6,29 @@ ready, detach, drain, close. What was begun is undone in reverse, whatever happe
 
 import logging
 import os
-import selectors
-import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import agent
-from agent import doctor, http, preflight, selftest
-from agent.btf import Btf
+from agent import doctor, http, loop, preflight
+from agent.armed import armed, survey, try_all
 from agent.config import Config
 from agent.control import ControlServer
-from agent.errors import LoadError, SelfTestError
-from agent.events import is_tree_end
+from agent.errors import SelfTestError
 from agent.http import Status
-from agent.kernel import Kernel, Loading
-from agent.libbpf import Libbpf
+from agent.kernel import Kernel
 from agent.metrics import Build, Metrics, VectorState
 from agent.pipeline import Pipeline
 from agent.preflight import Plan
-from agent.protected import Protected
 from agent.selftest import Canary, Trial
-from agent.sinks import JsonLines, Sink
+from agent.sinks import HasFileno, JsonLines
 from agent.vectors import CATALOGUE, Action, Layer
 
 _log = logging.getLogger(__name__)
-
-# How often the files that the configuration names are looked at again.
-_REFRESH_SECONDS = 1.0
-_PAGE_BYTES = 4096
-
-# How long nothing has been protected before the costly programs go: wrappers restart.
-_REST_AFTER_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -80,61 +66,7 @@ class _Views:
         return Status(ok=self._state.ready, text="ready" if self._state.ready else self._state.why_not)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Armed:
-    """Programs that are attached and know what to protect."""
-
-    kernel: Kernel
-    protected: Protected
-    plan: Plan
-
-
-@contextmanager
-def armed(config: Config, plan: Plan, *, announce: Any = lambda _record: None) -> Iterator[Armed]:
-    """Load and attach what `plan` says, protect what runs already; let go of everything at the end.
-
-    Raises:
-        NodeError: a program does not compile, load or attach.
-        ConfigError: a process that is to be protected does not exist.
-
-    """
-    loading = Loading(
-        (*plan.required, *plan.optional),
-        {"CT_MAX_PROCESSES": config.max_processes, "CT_RING_PAGES": max(1, config.ring_bytes // _PAGE_BYTES)},
-    )
-    with ExitStack() as undo:
-        undo.callback(loading.abandon)
-        kernel = Kernel(Libbpf(), loading.finish())
-        undo.callback(kernel.close)
-        if "remote_memory" in (*plan.required, *plan.optional):
-            kernel.set_paths(Path("/proc/kallsyms"))
-        protected = Protected(kernel, config, plan.layer, announce=announce)
-        protected.configure()
-        for refused in kernel.attach(plan.required, plan.optional):
-            _log.warning("the second line %s does not attach; the first is complete", refused)
-        protected.scan()
-        yield Armed(kernel=kernel, protected=protected, plan=plan)
-
-
-def survey(config: Config) -> Plan:
-    """Look at this node and choose a layer, or raise a `NodeError`."""
-    libbpf = Libbpf()
-    with Btf(libbpf) as btf:
-        return preflight.plan(preflight.examine(libbpf, btf), config.layer)
-
-
-def try_all(armed_programs: Armed, canary: Canary) -> tuple[Trial, ...]:
-    """Attack the canary through every vector that the node's layer covers."""
-    return selftest.run(
-        canary,
-        protect=armed_programs.protected.protect,
-        forget=armed_programs.protected.forget,
-        attempts=lambda: armed_programs.kernel.attempts(selftest=True),
-        vectors=[each.vector for each in armed_programs.plan.coverage if each.layer is not None],
-    )
-
-
-def run(config: Config, stdout: Any = sys.stdout) -> None:
+def run(config: Config, stdout: HasFileno = sys.stdout) -> None:
     """Run the agent until SIGTERM or SIGINT.
 
     Raises:
@@ -143,7 +75,7 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
     """
     started = time.monotonic()
     with ExitStack() as undo:
-        stop = undo.enter_context(_stop_signals())
+        stop = undo.enter_context(loop.stop_signals())
         canary = Canary()  # starts while the node is looked at
         starting = undo.enter_context(ExitStack())
         starting.enter_context(canary)
@@ -154,8 +86,7 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
         server = http.serve(config.metrics_address, _Views(metrics, state))
         serving = undo.enter_context(ExitStack())
         serving.callback(server.close)
-        sinks: list[Sink] = [JsonLines(stdout)]
-        pipeline = Pipeline(sinks, node=config.node, observe_delay=metrics.observe_delay)
+        pipeline = Pipeline([JsonLines(stdout)], node=config.node, observe_delay=metrics.observe_delay)
         undo.callback(pipeline.close)
         programs = undo.enter_context(armed(config, plan, announce=pipeline.feed))
         kernel = programs.kernel
@@ -178,88 +109,13 @@ def run(config: Config, stdout: Any = sys.stdout) -> None:
         _log.info("ready: metrics on http://%s:%d", config.metrics_host, server.port)
         _log.info("started in %.2f s", time.monotonic() - started)
 
-        _loop(stop, kernel, control, programs.protected, pipeline)
+        loop.run(stop, kernel, control, programs.protected, pipeline)
 
         state.ready, state.why_not = False, "stopping"
         kernel.detach()
-        _take(kernel.drain(), programs.protected, pipeline)
+        loop.take(kernel.drain(), programs.protected, pipeline)
         programs.protected.announce_ends()
         _log.info("stopped: every program is detached")
-
-
-def _loop(
-    stop: socket.socket, kernel: Kernel, control: ControlServer, protected: Protected, pipeline: Pipeline
-) -> None:
-    costly = _CostlyPrograms(kernel)
-    with selectors.DefaultSelector() as selector:
-        selector.register(stop, selectors.EVENT_READ)
-        selector.register(kernel, selectors.EVENT_READ)
-        control.register(selector)
-        refresh_at = time.monotonic()
-        while True:
-            records = kernel.drain()
-            now = time.monotonic()
-            # Before the records are told: who reads that a tree began may rely on all programs.
-            costly.follow(now)
-            _take(records, protected, pipeline)
-            if now >= refresh_at:
-                protected.refresh()
-                protected.announce_ends()
-                refresh_at = now + _REFRESH_SECONDS
-            for key, _ in selector.select(max(0.0, refresh_at - now)):
-                if key.fileobj is stop:
-                    return
-                if key.data is not None:
-                    key.data()
-
-
-def _take(records: list[bytes], protected: Protected, pipeline: Pipeline) -> None:
-    for record in records:
-        if is_tree_end(record):
-            protected.wrapper_gone(record)
-        else:
-            pipeline.feed(record)
-
-
-class _CostlyPrograms:
-    """Attached while something is protected and for a while after; a failure to attach is told, not fatal."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-        self._rest_at = time.monotonic() + _REST_AFTER_SECONDS
-        self._failed = False
-
-    def follow(self, now: float) -> None:
-        if not self._kernel.protects():
-            if now >= self._rest_at:
-                self._kernel.rest()
-            return
-        self._rest_at = now + _REST_AFTER_SECONDS
-        try:
-            self._kernel.wake()
-            self._failed = False
-        except LoadError as err:
-            if not self._failed:
-                _log.error("%s: what it watches is open until it does", err)
-            self._failed = True
-
-
-@contextmanager
-def _stop_signals() -> Iterator[socket.socket]:
-    """Yield a socket that becomes readable with SIGTERM or SIGINT; the handlers themselves do nothing."""
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)  # noqa: FBT003 - socket's own signature
-    ours.setblocking(False)  # noqa: FBT003
-    previous_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield ours
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(previous_fd)
-        ours.close()
-        theirs.close()
 
 
 def _tell(config: Config, plan: Plan, trials: tuple[Trial, ...]) -> None:

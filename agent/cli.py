@@ -126,10 +126,11 @@ def _protect(flags: Mapping[str, Any]) -> int:
 
 
 def _doctor(flags: Mapping[str, Any]) -> int:
-    from agent import app, doctor
+    from agent import doctor
+    from agent.armed import survey
 
     config = _config(flags)
-    plan = app.survey(config)
+    plan = survey(config)
     findings = doctor.examine(config, plan)
     if flags["json"]:
         rows = [
@@ -166,15 +167,16 @@ def _doctor(flags: Mapping[str, Any]) -> int:
 
 
 def _selftest(flags: Mapping[str, Any]) -> int:
-    from agent import app, doctor
+    from agent import doctor
+    from agent.armed import armed, survey, try_all
     from agent.selftest import Canary
 
     # On its own it protects nothing but its canary.
     config = replace(_config(flags), protect_exe=(), protect_pid=())
     with Canary() as canary:
-        plan = app.survey(config)
-        with app.armed(config, plan) as programs:
-            trials = app.try_all(programs, canary)
+        plan = survey(config)
+        with armed(config, plan) as programs:
+            trials = try_all(programs, canary)
     broken = doctor.broken(config, plan, trials)
     if flags["json"]:
         rows = [

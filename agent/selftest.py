@@ -90,22 +90,23 @@ class Canary:
         try:
             self._channel.sendall(vector.id.encode() + b"\n")
         except OSError as err:
-            raise AgentError(f"the self-test's canary has gone: {err.strerror}") from err
+            raise self._death() from err
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         try:
             line = self._answers.readline()
         except TimeoutError as err:
-            message = f"the self-test's canary did not answer within {_ANSWER_SECONDS:.0f} s"
-            raise AgentError(message) from err
-        except OSError:
-            line = b""
+            raise AgentError(f"the self-test's canary did not answer within {_ANSWER_SECONDS:.0f} s") from err
+        except OSError as err:  # it went with a request unread
+            raise self._death() from err
         if not line:
-            message = f"the self-test's canary died with status {self._process.wait()}"
-            raise AgentError(message)
+            raise self._death()
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _death(self) -> AgentError:
+        return AgentError(f"the self-test's canary died with status {self._process.wait(_ANSWER_SECONDS)}")
 
 
 def run(

@@ -14,9 +14,10 @@ from agent import preflight
 from agent.btf import VMLINUX, Btf, features
 from agent.errors import LoadError, NodeError
 from agent.hooks import FOLLOW_TREES, HOOKS
-from agent.kernel import Kernel, Loading
+from agent.kernel import Kernel
 from agent.libbpf import Libbpf
 from agent.loader import load
+from agent.loading import Loading
 from agent.vectors import CATALOGUE, Layer
 
 pytestmark = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.app import survey
+from agent.armed import survey
 from agent.config import load
 from agent.errors import NodeError
 from agent.vectors import Layer
