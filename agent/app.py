@@ -113,7 +113,7 @@ def run(config: Config, stdout: HasFileno = sys.stdout) -> None:
 
         state.ready, state.why_not = False, "stopping"
         kernel.detach()
-        loop.take(kernel.drain(), programs.protected, pipeline)
+        loop.take(kernel.drain(), feed=pipeline.feed, wrapper_gone=programs.protected.wrapper_gone)
         programs.protected.announce_ends()
         _log.info("stopped: every program is detached")
 

@@ -5,7 +5,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from agent.control import ControlServer
@@ -80,7 +80,7 @@ def run(
             now = time.monotonic()
             # Before the records are told: who reads that a tree began may rely on all programs.
             costly.follow(now)
-            take(records, protected, pipeline)
+            take(records, feed=pipeline.feed, wrapper_gone=protected.wrapper_gone)
             if now >= refresh_at:
                 protected.refresh()
                 protected.announce_ends()
@@ -92,10 +92,12 @@ def run(
                     key.data()
 
 
-def take(records: list[bytes], protected: Protected, pipeline: Pipeline) -> None:
+def take(
+    records: Iterable[bytes], *, feed: Callable[[bytes], None], wrapper_gone: Callable[[bytes], None]
+) -> None:
     """Take records of the ring buffer to where they belong."""
     for record in records:
         if is_tree_end(record):
-            protected.wrapper_gone(record)
+            wrapper_gone(record)
         else:
-            pipeline.feed(record)
+            feed(record)

@@ -1,5 +1,6 @@
 """How a process becomes the root of a protected tree, and stays itself while we look."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from agent import abi
 from agent.config import load
 from agent.errors import AgentError
-from agent.events import TreeBegins, TreeId, decode
+from agent.events import TreeBegins, TreeEnds, TreeId, decode
 from agent.protected import Protected
 from agent.vectors import Layer
 from tests.unit.tables import PID, TICK_NS, Tables, begin, start_ticks
@@ -207,3 +208,26 @@ def test_a_process_that_ends_while_we_look_is_not_protected(node, tmp_path, anot
 
     assert node.kernel.members() == {}
     assert node.begun == []
+
+
+def ended(pid, start_ns):
+    record = abi.TreeRecord(
+        header=abi.Header(kind=abi.Kind.TREE_ENDS, size=ctypes.sizeof(abi.TreeRecord)),
+        tree=abi.Tree(pid=pid, start_ns=start_ns),
+    )
+    return bytes(record)
+
+
+def test_a_tree_ends_with_its_last_process(node):
+    node.has(500 * TICK_NS, tree_pid=4711)
+    protected = node.protected()
+    protected.wrapper_gone(ended(4711, 17))
+    protected.wrapper_gone(ended(4711, 17))  # two last threads that exit at once both report it
+    protected.announce_ends()
+
+    assert node.begun == []
+    protected.forget(PID)
+    protected.announce_ends()
+    protected.announce_ends()
+    assert [event.tree for event in node.begun] == [TreeId(pid=4711, start_ns=17)]
+    assert [type(event) for event in node.begun] == [TreeEnds]
