@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tests.vm import guest_tests
-from tests.vm.boots import Boot
+from tests.vm.boots import BOOTS, Boot
 from tests.vm.guest_tests import BootReport
 
 # Two virtual processors on one real one spend their time waiting for each other: emulated, such a guest
@@ -46,12 +46,13 @@ class Boots:
 
 @pytest.fixture(scope="session")
 def boots(request: pytest.FixtureRequest) -> Iterator[Boots]:
-    asked = (
+    asked = [
         item.callspec.params["boot"]
         for item in request.session.items
         if isinstance(item, pytest.Function) and "boots" in item.fixturenames
-    )
-    selected = [boot for boot in asked if isinstance(boot, Boot)]
+    ]
+    # In the table's order, whatever the tests' is.
+    selected = [boot for boot in BOOTS if boot in asked]
     running = Boots(selected, at_once=int(os.environ.get("CLOUDTASER_VM_JOBS", "2")))
     try:
         yield running
