@@ -31,10 +31,13 @@ class Processes:
     def start_ns(self, pid: int) -> int:
         """Return when the process started: nanoseconds since boot, cut to a clock tick.
 
-        psutil gives it as a wall-clock time, which moves when the clock is set.
+        psutil gives it as a wall-clock time, which moves when the clock is set. A zombie has ended.
         """
         stat = self._read(pid, "stat")
-        return int(stat[stat.rindex(b")") + 2 :].split()[19]) * TICK_NS
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        if fields[0] in (b"Z", b"X"):
+            raise AgentError(f"process {pid} has ended")
+        return int(fields[19]) * TICK_NS
 
     def comm(self, pid: int) -> bytes:
         """Return the name that the process has for the kernel, at most 15 bytes."""

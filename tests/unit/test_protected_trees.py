@@ -231,3 +231,11 @@ def test_a_tree_ends_with_its_last_process(node):
     protected.announce_ends()
     assert [event.tree for event in node.begun] == [TreeId(pid=4711, start_ns=17)]
     assert [type(event) for event in node.begun] == [TreeEnds]
+
+
+def test_a_zombie_is_no_process_any_more(node):
+    stat = node.proc / str(PID) / "stat"
+    stat.write_text(stat.read_text().replace(") S ", ") Z "))
+
+    with pytest.raises(AgentError, match=f"^process {PID} has ended$"):
+        node.protected().protect(PID)

@@ -79,6 +79,7 @@ def run(boot: Boot, *, work: Path, cpus: int, stop: threading.Event) -> BootRepo
         timeout_s=LAYER_S * len(boot.layers),
         environment={
             "CLOUDTASER_KERNEL_TESTS": "require",
+            "CLOUDTASER_TEST_SHORT": os.environ.get("CLOUDTASER_TEST_SHORT", "1"),
             "CLOUDTASER_TEST_TRIALS": os.environ.get("CLOUDTASER_TEST_TRIALS", "100"),
         },
         cpus=cpus,
