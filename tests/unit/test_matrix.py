@@ -113,12 +113,29 @@ def test_kernel_is_known_by_major_and_minor(run, result, committed, docs):
 
 
 @pytest.mark.parametrize(
-    "where", [{"kernel": "6.12.1"}, {"boot": "lsm=lockdown,capability"}, {"layer": "fmod_ret"}]
+    "where", [{"kernel": "5.10.1"}, {"boot": "lsm=lockdown,capability"}, {"layer": "fmod_ret"}]
 )
 def test_another_kernel_boot_or_layer_does_not_stand_in(run, result, committed, where):
     committed(cell(killed=100))
 
     assert run("check", result(cell(killed=100), **where)) == 1
+
+
+def test_what_the_newest_kernel_stops_its_follower_must_stop(run, result, committed, capsys):
+    committed(cell(killed=100), kernel="5.10.0")
+    committed(cell(killed=100), kernel="7.2.13+deb14-amd64")
+
+    old = result(cell(killed=100), kernel="5.10.0")
+    assert run("check", old, result(cell(killed=100), kernel="7.4.0")) == 0
+    assert run("check", old, result(cell(leaked=100), kernel="7.4.0")) == 1
+    assert "7.4" in capsys.readouterr().out
+
+
+def test_a_known_hole_promises_nothing_but_to_be_measured(run, result, committed):
+    committed(cell(killed=100, leaked=15))
+
+    assert run("check", result(cell(killed=90, leaked=46))) == 0
+    assert run("check", result(cell(killed=100, vector="proc-maps"))) == 1
 
 
 def test_new_cells_pass_the_check_and_are_counted(run, result, capsys):
