@@ -1,12 +1,15 @@
 """Starts the boots that the selected tests ask for, a few at a time, and lets each test wait for its own."""
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from tests.kernel.build import compile_all
 from tests.vm import guest_tests
 from tests.vm.boots import BOOTS, Boot
 from tests.vm.guest_tests import BootReport
@@ -19,7 +22,7 @@ MOST_CPUS = 2  # enough for an attack and its victim to run at the same time
 class Boots:
     """The boots of one session, each running or waiting for its turn in a thread of its own."""
 
-    def __init__(self, boots: list[Boot], *, at_once: int) -> None:
+    def __init__(self, boots: list[Boot], *, compiled: Path, at_once: int) -> None:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="boot")
         cpus = max(1, min(MOST_CPUS, (os.cpu_count() or 1) // at_once))
@@ -28,6 +31,7 @@ class Boots:
                 guest_tests.run,
                 boot,
                 work=guest_tests.work_folder() / boot.name,
+                compiled=compiled,
                 cpus=cpus,
                 stop=self._stop,
             )
@@ -53,7 +57,11 @@ def boots(request: pytest.FixtureRequest) -> Iterator[Boots]:
     ]
     # In the table's order, whatever the tests' is.
     selected = [boot for boot in BOOTS if boot in asked]
-    running = Boots(selected, at_once=int(os.environ.get("CLOUDTASER_VM_JOBS", "2")))
+    # Once and here: in a guest the compiler takes a minute.
+    compiled = guest_tests.work_folder() / "compiled"
+    shutil.rmtree(compiled, ignore_errors=True)
+    compile_all(compiled)
+    running = Boots(selected, compiled=compiled, at_once=int(os.environ.get("CLOUDTASER_VM_JOBS", "2")))
     try:
         yield running
     finally:

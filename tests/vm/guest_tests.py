@@ -63,8 +63,8 @@ def work_folder() -> Path:
     return Path(os.environ.get("CLOUDTASER_VM_WORK") or kernels.CHECKOUT / ".cache" / "vm").resolve()
 
 
-def run(boot: Boot, *, work: Path, cpus: int, stop: threading.Event) -> BootReport:
-    """Boot one row and run the kernel tests of its layers in it."""
+def run(boot: Boot, *, work: Path, compiled: Path, cpus: int, stop: threading.Event) -> BootReport:
+    """Boot one row and run the kernel tests of its layers in it, with the C programs in `compiled`."""
     work.mkdir(parents=True, exist_ok=True)
     for layer in boot.layers:
         # Left by an earlier run, they would speak for this one if it fell over early.
@@ -79,6 +79,7 @@ def run(boot: Boot, *, work: Path, cpus: int, stop: threading.Event) -> BootRepo
         timeout_s=LAYER_S * len(boot.layers),
         environment={
             "CLOUDTASER_KERNEL_TESTS": "require",
+            "CLOUDTASER_TEST_COMPILED": str(compiled),
             "CLOUDTASER_TEST_SHORT": os.environ.get("CLOUDTASER_TEST_SHORT", "1"),
             "CLOUDTASER_TEST_TRIALS": os.environ.get("CLOUDTASER_TEST_TRIALS", "100"),
         },
