@@ -46,7 +46,7 @@ class CostlyPrograms:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._rest_at = time.monotonic() + _REST_AFTER_SECONDS
+        self._rest_at = 0.0
         self._failed = False
 
     def follow(self, now: float) -> None:

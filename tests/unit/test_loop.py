@@ -51,6 +51,12 @@ def test_they_are_there_as_soon_as_something_is_protected(programs, costly):
     assert programs.done == ["wake"]
 
 
+def test_a_node_that_protects_nothing_pays_from_the_start_on_for_nothing(programs, costly):
+    costly.follow(1.0)
+
+    assert programs.done == ["rest"]
+
+
 def test_they_stay_for_a_while_after_the_last_wrapper(programs, costly):
     programs.protecting = True
     costly.follow(100.0)
