@@ -7,6 +7,7 @@
     ├── NodeError              exit 3: this node cannot enforce what is asked
     │   ├── BtfError           the kernel's type information is missing or unreadable
     │   └── LoadError          the kernel or the compiler refused a program
+    ├── KubeError              the API server, or the way to it, is not as it must be; protection goes on
     └── SelfTestError          exit 4: a vector did not hold and require-effective is set
 
 Each message is one line that tells the operator what to change. Foreign exceptions are translated
@@ -45,6 +46,17 @@ class BtfError(NodeError):
 
 class LoadError(NodeError):
     """A program did not compile, load or attach."""
+
+
+class KubeError(AgentError):
+    """The API server cannot be reached, refuses, or says what cannot be understood.
+
+    `status` is the HTTP status of its answer, None where there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class SelfTestError(AgentError):
