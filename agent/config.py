@@ -12,11 +12,12 @@ from types import MappingProxyType
 from typing import Any
 
 from agent.errors import ConfigError
-from agent.options import ENVIRONMENT_PREFIX, OPTIONS, Address, Option, hint, nearest, shown
+from agent.options import ENVIRONMENT_PREFIX, OPTIONS, Address, Option, UnknownPods, hint, nearest, shown
 from agent.vectors import Action, Layer, Mode, Vector
 
 _BY_KEY: Mapping[str, Option] = MappingProxyType({option.key: option for option in OPTIONS})
 _FILE_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+_FILE_BYTES = 1 << 16  # read in half a second, and while the agent runs
 
 # Kubernetes sets these in every pod for a Service called cloudtaser-ebpf or cloudtaser-ebpf-….
 _SERVICE_LINK = re.compile(
@@ -35,10 +36,16 @@ class Config:
     protect_exe: tuple[str, ...]
     protect_pid: tuple[int, ...]
     exempt_exe: tuple[str, ...]
+    namespaces: tuple[str, ...]
+    allow_weaker: bool
+    unknown_pods: UnknownPods
     metrics_address: Address
     socket_path: Path
     node: str
     standalone: bool
+    kubeconfig: Path | None
+    node_signals: bool
+    pod_events: bool
     require_effective: bool
     reactive_kill: bool
     log_all: bool
@@ -74,6 +81,12 @@ class Config:
         return asked
 
 
+def file_path(flags: Mapping[str, object], environ: Mapping[str, str]) -> Path | None:
+    """Return the file that `load` reads with these flags and variables, None if none is named."""
+    named = flags.get("config") or environ.get(_FILE_VARIABLE)
+    return Path(str(named)) if named else None
+
+
 def load(flags: Mapping[str, object], environ: Mapping[str, str], hostname: str) -> Config:
     """Read every source; `flags` are the command line's by field name, None where not given.
 
@@ -81,8 +94,8 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], hostname: str)
     """
     settings = _Settings()
     settings.take_variables(environ)
-    if path := flags.get("config") or environ.get(_FILE_VARIABLE):
-        settings.take_file(Path(str(path)))
+    if path := file_path(flags, environ):
+        settings.take_file(path)
     settings.take_flags(flags)
     if settings.mistakes:
         raise ConfigError(*settings.mistakes)
@@ -114,6 +127,8 @@ class _Settings:
             return
         for key, raw in settings.items():
             if option := _BY_KEY.get(key):
+                if raw is None:  # a key whose values are all commented out says nothing
+                    continue
                 self._take(option, f"{path}: {key}", raw)
             else:
                 self.mistakes.append(f"{path}: unknown key {key!r}{hint(key, _BY_KEY)}")
@@ -144,15 +159,29 @@ def _variable_hint(name: str) -> str:
     return f", did you mean {known[close]!r}?" if close else ""
 
 
+# Patterns of namespaces begin with what YAML takes for itself: * is an alias and ! a tag.
+def _quote_hint(error: Exception) -> str:
+    about = f"{getattr(error, 'context', '')} {getattr(error, 'problem', '')}"
+    reserved = ("alias", "constructor for the tag", "flow sequence")
+    return " (put quotes around a value that begins with * or !)" if any(r in about for r in reserved) else ""
+
+
 def _read(path: Path) -> dict[str, object]:
     import yaml  # noqa: PLC0415 - costs start-up time and memory, and most nodes have no file
 
     try:
-        settings = yaml.safe_load(path.read_bytes())
+        with path.open("rb") as stream:
+            text = stream.read(_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
+    if len(text) > _FILE_BYTES:
+        raise ConfigError(f"must have at most {_FILE_BYTES} bytes, which is ample for every setting")
+    try:
+        settings = yaml.safe_load(text)
+    except Exception as error:
+        # Not only YAMLError: what it makes numbers and dates with raises what it likes.
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"not YAML: {reason}{_quote_hint(error)}") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):

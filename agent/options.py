@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,8 @@ ENVIRONMENT_PREFIX = "CLOUDTASER_EBPF_"
 _NAME_BYTES = 31  # CT_NAME less the NUL: what the kernel side compares
 _SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path less the NUL
 _MOST_PIDS = 1 << 22  # PID_MAX_LIMIT on 64-bit kernels
+# A namespace's name is a DNS label, so it has none of the characters that make a pattern.
+_NAMESPACES = re.compile(r"!?(?:[a-z0-9*?-]|\[!?[a-z0-9-]+\])+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +37,19 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class UnknownPods(StrEnum):
+    """What to do about a container that starts before its pod is known."""
+
+    PROTECT = "protect"
+    IGNORE = "ignore"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One thing that can be set: `key` in the file, `--key` as a flag, and a variable."""
+    """One thing that can be set: `key` in the file, `--key` as a flag, and a variable.
+
+    `live` is whether it may change while the agent runs; the others take a restart.
+    """
 
     key: str
     parse: Callable[[Any], Any]
@@ -44,6 +57,7 @@ class Option:
     help: str
     variable: str | None = None
     attribute: str | None = None
+    live: bool = False
 
     @property
     def field(self) -> str:
@@ -83,6 +97,10 @@ def _choice(*names: str) -> Callable[[object], str]:
 
 def _mode(raw: object) -> Mode:
     return Mode(_choice(*(mode.value for mode in Mode))(raw))
+
+
+def _unknown_pods(raw: object) -> UnknownPods:
+    return UnknownPods(_choice(*(choice.value for choice in UnknownPods))(raw))
 
 
 def _layer(raw: object) -> Layer | None:
@@ -179,6 +197,26 @@ def _socket_path(raw: object) -> Path:
     return Path(path)
 
 
+def _file_path(raw: object) -> Path:
+    return Path(_absolute_path(raw))
+
+
+def _namespace(raw: object) -> str:
+    if not _NAMESPACES.fullmatch(str(raw)):
+        raise ConfigError(
+            f"must be a namespace or a pattern with *, ? or [..], after a ! to exclude, not {shown(raw)}"
+        )
+    return str(raw)
+
+
+def _namespaces(raw: object) -> tuple[str, ...]:
+    patterns = _each(_namespace)(raw)
+    if not patterns:
+        raise ConfigError("must have at least one pattern, such as '*' for every namespace")
+    # Who only excludes means all the others, and a selector that selects nothing would protect nobody.
+    return patterns if any(not each.startswith("!") for each in patterns) else ("*", *patterns)
+
+
 def _address(raw: object) -> Address:
     matched = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+)):(\d{1,5})", str(raw), re.ASCII)
     if not matched or int(matched[3]) > 65535:
@@ -199,6 +237,7 @@ OPTIONS: tuple[Option, ...] = (
         parse=_mode,
         default=Mode.ENFORCE,
         help="the preset: detect blocks nothing, strict kills where enforce only denies",
+        live=True,
     ),
     Option(key="layer", parse=_layer, default=None, help="how to attach; auto takes the best the node has"),
     Option(
@@ -207,12 +246,14 @@ OPTIONS: tuple[Option, ...] = (
         parse=_actions,
         default=MappingProxyType({}),
         help="vectors with an action of their own: detect, deny or kill",
+        live=True,
     ),
     Option(
         key="protect-exe",
         parse=_each(_name_or_path),
         default=("cloudtaser-wrapper",),
         help="executables that are wrappers, by name or absolute path",
+        live=True,
     ),
     Option(
         key="protect-pid",
@@ -225,12 +266,34 @@ OPTIONS: tuple[Option, ...] = (
         parse=_each(_absolute_path),
         default=(),
         help="executables that may do what others may not, by absolute path on the node",
+        live=True,
+    ),
+    Option(
+        key="namespaces",
+        parse=_namespaces,
+        default=("*",),
+        help="namespaces whose pods may be protected, as patterns such as prod-*; a leading ! excludes",
+        live=True,
+    ),
+    Option(
+        key="allow-weaker",
+        parse=_flag,
+        default=False,
+        help="let a pod's annotations ask for less than this configuration, too",
+        live=True,
+    ),
+    Option(
+        key="unknown-pods",
+        parse=_unknown_pods,
+        default=UnknownPods.PROTECT,
+        help="a container that starts before its pod is known: protect it until it is, or ignore it",
+        live=True,
     ),
     Option(
         key="metrics-address",
         parse=_address,
         default=Address(host="127.0.0.1", port=9090),
-        help="where to serve /metrics, /healthz and /readyz; port 0 lets the kernel choose",
+        help="where to serve /metrics, /healthz, /readyz and /status; port 0 lets the kernel choose",
     ),
     Option(
         key="socket-path",
@@ -247,6 +310,25 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(key="standalone", parse=_flag, default=False, help="run without Kubernetes"),
     Option(
+        key="kubeconfig",
+        parse=_file_path,
+        default=None,
+        help="how to reach the API server, by absolute path; the pod's service account if not set",
+    ),
+    Option(
+        key="node-signals",
+        parse=_flag,
+        default=True,
+        help="label and annotate the node, and remove its start-up taint when ready",
+    ),
+    Option(
+        key="pod-events",
+        parse=_flag,
+        default=True,
+        help="tell what was blocked as Kubernetes Events on the pods",
+        live=True,
+    ),
+    Option(
         key="require-effective",
         parse=_flag,
         default=False,
@@ -258,6 +340,7 @@ OPTIONS: tuple[Option, ...] = (
         parse=_flag,
         default=True,
         help="false turns every kill into a deny",
+        live=True,
     ),
     Option(
         key="log-all",
@@ -265,12 +348,14 @@ OPTIONS: tuple[Option, ...] = (
         parse=_flag,
         default=False,
         help="report every attempt, however many one offender makes",
+        live=True,
     ),
     Option(
         key="events-per-second",
         parse=_integer(1, 1_000_000),
         default=10,
         help="events reported of one offender and vector; all are counted",
+        live=True,
     ),
     Option(
         key="max-processes",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Config, load
+from agent.config import Config, file_path, load
 from agent.errors import ConfigError
-from agent.options import OPTIONS, Address
+from agent.options import OPTIONS, Address, UnknownPods
 from agent.vectors import BY_ID, CATALOGUE, Action, Layer, Mode
 
 DEFAULTS = Config(
@@ -17,10 +17,16 @@ DEFAULTS = Config(
     protect_exe=("cloudtaser-wrapper",),
     protect_pid=(),
     exempt_exe=(),
+    namespaces=("*",),
+    allow_weaker=False,
+    unknown_pods=UnknownPods.PROTECT,
     metrics_address=Address(host="127.0.0.1", port=9090),
     socket_path=Path("/run/cloudtaser/agent.sock"),
     node="the-host",
     standalone=False,
+    kubeconfig=None,
+    node_signals=True,
+    pod_events=True,
     require_effective=False,
     reactive_kill=True,
     log_all=False,
@@ -85,6 +91,15 @@ def test_flags_that_were_not_given_and_flags_of_others_change_nothing(configure)
             {"proc-mem": Action.DENY, "proc-maps": Action.DETECT},
         ),
         (
+            "CLOUDTASER_EBPF_NAMESPACES",
+            "namespaces",
+            "prod-*, !prod-[a-c]?",
+            "namespaces",
+            ("prod-*", "!prod-[a-c]?"),
+        ),
+        ("CLOUDTASER_EBPF_ALLOW_WEAKER", "allow-weaker", "true", "allow_weaker", True),
+        ("CLOUDTASER_EBPF_UNKNOWN_PODS", "unknown-pods", "ignore", "unknown_pods", UnknownPods.IGNORE),
+        (
             "CLOUDTASER_EBPF_METRICS_ADDRESS",
             "metrics-address",
             "0.0.0.0:80",
@@ -94,6 +109,9 @@ def test_flags_that_were_not_given_and_flags_of_others_change_nothing(configure)
         ("CLOUDTASER_EBPF_SOCKET_PATH", "socket-path", "/tmp/s", "socket_path", Path("/tmp/s")),
         ("NODE_NAME", "node", "node-1.example", "node", "node-1.example"),
         ("CLOUDTASER_EBPF_STANDALONE", "standalone", "true", "standalone", True),
+        ("CLOUDTASER_EBPF_KUBECONFIG", "kubeconfig", "/etc/k8s.conf", "kubeconfig", Path("/etc/k8s.conf")),
+        ("CLOUDTASER_EBPF_NODE_SIGNALS", "node-signals", "false", "node_signals", False),
+        ("CLOUDTASER_EBPF_POD_EVENTS", "pod-events", "false", "pod_events", False),
         ("CLOUDTASER_EBPF_REQUIRE_EFFECTIVE", "require-effective", "TRUE", "require_effective", True),
         ("REACTIVE_KILL", "reactive-kill", "false", "reactive_kill", False),
         ("LOG_ALL", "log-all", "true", "log_all", True),
@@ -102,9 +120,7 @@ def test_flags_that_were_not_given_and_flags_of_others_change_nothing(configure)
         ("CLOUDTASER_EBPF_RING_BYTES", "ring-bytes", "4096", "ring_bytes", 4096),
     ],
 )
-def test_everything_can_be_set_by_variable_flag_and_file(  # noqa: PLR0917 - one row of the table
-    configure, variable, key, text, field, expected
-):
+def test_everything_can_be_set_by_variable_flag_and_file(configure, variable, key, text, field, expected):
     by_variable = configure(environ={variable: text})
     by_flag = configure({field: text})
     by_file = configure(text=f"{key}: {text}")
@@ -120,6 +136,13 @@ def test_the_table_above_is_complete():
         (option.environment, option.key) for option in OPTIONS
     }
     assert all(option.help for option in OPTIONS)
+
+
+def test_what_sizes_or_places_the_agent_takes_a_restart_and_what_decides_does_not():
+    assert {option.key for option in OPTIONS if option.live} == {
+        *("mode", "vectors", "protect-exe", "exempt-exe", "reactive-kill", "log-all", "events-per-second"),
+        *("namespaces", "allow-weaker", "unknown-pods", "pod-events"),
+    }
 
 
 def test_yaml_has_lists_mappings_numbers_and_booleans(configure):
@@ -145,6 +168,30 @@ def test_an_empty_file_says_nothing(configure):
     assert configure(text="# nothing yet\n") == DEFAULTS
 
 
+@pytest.mark.parametrize("key", [option.key for option in OPTIONS])
+def test_a_key_without_a_value_says_nothing(configure, key):
+    assert configure(text=f"{key}:\n  # - everything here is commented out\n") == DEFAULTS
+
+
+def test_a_key_without_a_value_leaves_what_the_environment_says(configure):
+    assert configure(text="mode:", environ={"ENFORCE_MODE": "detect"}).mode is Mode.DETECT
+
+
+@pytest.mark.parametrize(
+    ("text", "patterns"),
+    [
+        ("namespaces: ['*']", ("*",)),
+        ("namespaces: [default, prod-*, 7]", ("default", "prod-*", "7")),
+        ("namespaces: ['!kube-*', '*']", ("!kube-*", "*")),
+        ("namespaces: '!kube-system'", ("*", "!kube-system")),
+        ("namespaces: ['!kube-*', '![!a-y]']", ("*", "!kube-*", "![!a-y]")),
+        ("namespaces: '[!k]*'", ("[!k]*",)),
+    ],
+)
+def test_who_only_excludes_namespaces_means_all_the_others(configure, text, patterns):
+    assert configure(text=text).namespaces == patterns
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_environment(configure):
     environ = {"ENFORCE_MODE": "detect", "LOG_ALL": "true", "CLOUDTASER_EBPF_MAX_PROCESSES": "100"}
 
@@ -158,6 +205,15 @@ def test_the_file_can_be_named_by_a_variable(tmp_path):
     path.write_text("mode: detect")
 
     assert load({}, {"CLOUDTASER_EBPF_CONFIG": str(path)}, "h").mode is Mode.DETECT
+
+
+def test_the_file_that_is_read_is_known_before():
+    by_variable = {"CLOUDTASER_EBPF_CONFIG": "/variable.yaml"}
+
+    assert file_path({}, {}) is None
+    assert file_path({"config": None}, {"CLOUDTASER_EBPF_CONFIG": ""}) is None
+    assert file_path({"config": None}, by_variable) == Path("/variable.yaml")
+    assert file_path({"config": "/flag.yaml"}, by_variable) == Path("/flag.yaml")
 
 
 def test_an_empty_variable_says_nothing(configure):
@@ -211,6 +267,19 @@ def test_variables_that_kubernetes_and_others_set_are_left_alone(configure, name
         ("protect_exe", "bin/sh", "must be the absolute path of a file, not 'bin/sh'"),
         ("exempt_exe", "gdb", "must be the absolute path of a file, not 'gdb'"),
         ("exempt_exe", "/usr/bin/", "must be the absolute path of a file, not '/usr/bin/'"),
+        ("namespaces", "Prod", "after a ! to exclude, not 'Prod'"),
+        ("namespaces", "a.b", "after a ! to exclude, not 'a.b'"),
+        ("namespaces", "!", "after a ! to exclude, not '!'"),
+        ("namespaces", "!!a", "after a ! to exclude, not '!!a'"),
+        ("namespaces", "a!b", "after a ! to exclude, not 'a!b'"),
+        ("namespaces", "[ab", "after a ! to exclude, not '[ab'"),
+        ("namespaces", "[]", "after a ! to exclude, not '[]'"),
+        ("namespaces", "ab]", "after a ! to exclude, not 'ab]'"),
+        ("namespaces", ["a\n"], "after a ! to exclude, not 'a\\n'"),
+        ("namespaces", [None], "after a ! to exclude, not None"),
+        ("namespaces", [], "must have at least one pattern, such as '*' for every namespace"),
+        ("unknown_pods", "protec", "must be one of protect, ignore, not 'protec', did you mean 'protect'?"),
+        ("kubeconfig", "~/.kube/config", "must be the absolute path of a file, not '~/.kube/config'"),
         ("socket_path", "/" + "s" * 107, "must have at most 107 bytes, the kernel's limit for sockets"),
         ("node", "a b", "must be a host name, not 'a b'"),
         ("metrics_address", "9090", "such as 0.0.0.0:9090, not '9090'"),
@@ -273,6 +342,13 @@ def test_every_mistake_of_every_source_is_told_at_once(mistakes):
         ("- mode", "agent.yaml: must be a mapping of keys to values, not ['mode']"),
         ("mode: [", "agent.yaml: not YAML: while parsing a flow node"),
         ("!!python/name:os.system", "agent.yaml: not YAML: could not determine a constructor"),
+        ("mode: detect\nlayer", "agent.yaml: not YAML: while scanning a simple key"),
+        # What PyYAML lets through from below.
+        ("node: 2024-13-45", "agent.yaml: not YAML: month must be in 1..12"),
+        ("ring-bytes: " + "9" * 5000, "agent.yaml: not YAML: Exceeds the limit"),
+        ("mode: " + "[" * 5000, "agent.yaml: not YAML: maximum recursion depth exceeded"),
+        ("mode: !!bool maybe", "agent.yaml: not YAML: 'maybe'"),
+        ("#" * 65537, "agent.yaml: must have at most 65536 bytes"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(mistakes, text, complaint):
@@ -280,6 +356,22 @@ def test_a_file_that_is_no_mapping_is_refused(mistakes, text, complaint):
 
     assert mistake.startswith(complaint)
     assert "\n" not in mistake
+
+
+@pytest.mark.parametrize(
+    "value", ["*", "*-prod", "!kube-system", "[*, default]", "[!kube-system]", "[a, !b]"]
+)
+def test_a_pattern_that_yaml_takes_for_itself_is_told_how_to_mend(mistakes, value):
+    (mistake,) = mistakes(text=f"namespaces: {value}")
+
+    assert mistake.startswith("agent.yaml: not YAML: ")
+    assert mistake.endswith(" (put quotes around a value that begins with * or !)")
+
+
+def test_other_mistakes_in_yaml_have_nothing_to_do_with_quotes(mistakes):
+    (mistake,) = mistakes(text="mode: a: b")
+
+    assert "quotes" not in mistake
 
 
 def test_a_file_that_is_not_there_is_told(mistakes):
