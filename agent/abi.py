@@ -16,6 +16,7 @@ COMM = 16
 NAME = 32
 EXE_PARTS = 4
 PATHS = 16
+MAX_PODS = 4096
 
 
 class Loss(IntEnum):
@@ -32,6 +33,7 @@ class Kind(IntEnum):
     ATTEMPT = 1
     TREE_BEGINS = 2
     TREE_ENDS = 3
+    CGROUP = 4
 
 
 class PathClass(IntEnum):
@@ -49,6 +51,17 @@ class MemberFlag(IntEnum):
 
     CANARY = 1
     EXITED = 2
+    OF_POD = 4
+    UNTOLD = 8
+
+
+class PodKind(IntEnum):
+    """`enum ct_pod_kind`: what a cgroup is, and what its pod says."""
+
+    PARENT = 1
+    UNSAID = 2
+    YES = 3
+    NO = 4
 
 
 class NameFlag(IntEnum):
@@ -79,9 +92,21 @@ class Member(ctypes.Structure):
         ("tree", Tree),
         ("start_ns", ctypes.c_uint64),
         ("slack_ns", ctypes.c_uint64),
+        ("pod", ctypes.c_uint64),
+        ("cgroup", ctypes.c_uint64),
         ("flags", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
         ("comm", ctypes.c_char * COMM),
+    )
+
+
+class Pod(ctypes.Structure):
+    """`struct ct_pod`."""
+
+    _fields_ = (
+        ("action", ctypes.c_uint8 * MAX_VECTORS),
+        ("kind", ctypes.c_uint32),
+        ("shared_pids", ctypes.c_uint32),
     )
 
 
@@ -123,7 +148,11 @@ class Config(ctypes.Structure):
         ("rate_burst", ctypes.c_uint32),
         ("layer", ctypes.c_uint32),
         ("armed", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("pods", ctypes.c_uint32),
+        ("hierarchy", ctypes.c_uint32),
+        ("shared_pods", ctypes.c_uint32),
+        ("protect_unknown", ctypes.c_uint32),
+        ("any_parent", ctypes.c_uint32),
     )
 
 
@@ -181,6 +210,7 @@ class Attempt(ctypes.Structure):
         ("offender", Task),
         ("target", Task),
         ("tree", Tree),
+        ("target_cgroup", ctypes.c_uint64),
         ("tracer_tgid", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
         ("tracer_comm", ctypes.c_char * COMM),
@@ -192,4 +222,16 @@ class Attempt(ctypes.Structure):
 class TreeRecord(ctypes.Structure):
     """`struct ct_tree_record`."""
 
-    _fields_ = (("header", Header), ("wrapper", Task), ("tree", Tree))
+    _fields_ = (
+        ("header", Header),
+        ("wrapper", Task),
+        ("tree", Tree),
+        ("cgroup", ctypes.c_uint64),
+        ("pod", ctypes.c_uint64),
+    )
+
+
+class CgroupRecord(ctypes.Structure):
+    """`struct ct_cgroup_record`."""
+
+    _fields_ = (("header", Header), ("id", ctypes.c_uint64), ("parent", ctypes.c_uint64))

@@ -8,66 +8,34 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import agent
-from agent import doctor, http, loop, preflight
-from agent.armed import armed, survey, try_all
+from agent import doctor, http, loop, preflight, status
+from agent.abi import Kind
+from agent.armed import Armed, armed, survey, try_all
+from agent.cluster import Cluster
 from agent.config import Config
 from agent.control import ControlServer
-from agent.errors import SelfTestError
-from agent.http import Status
+from agent.errors import ConfigError, SelfTestError
+from agent.events import nowhere
 from agent.kernel import Kernel
-from agent.metrics import Build, Metrics, VectorState
+from agent.metrics import Build, ClusterCounts, Metrics
 from agent.pipeline import Pipeline
 from agent.preflight import Plan
+from agent.reload import ConfigFile
 from agent.selftest import Canary, Trial
 from agent.sinks import HasFileno, JsonLines
 from agent.vectors import CATALOGUE, Action, Layer
+from agent.views import State, Views
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class State:
-    """What the probes and metrics tell about the agent."""
-
-    plan: Plan
-    ready: bool = False
-    why_not: str = "starting"
-    trials: tuple[Trial, ...] = field(default=())
-
-    def vectors(self) -> dict[str, VectorState]:
-        """Return how each vector stands on this node."""
-        held = {trial.vector.id for trial in self.trials if trial.held}
-        return {
-            each.vector.id: VectorState(layer=each.layer, effective=each.vector.id in held)
-            for each in self.plan.coverage
-        }
-
-
-class _Views:
-    """What the HTTP server shows."""
-
-    def __init__(self, metrics: Metrics, state: State) -> None:
-        self._metrics = metrics
-        self._state = state
-
-    def metrics(self, accept: str) -> tuple[str, bytes]:
-        return self._metrics.render(accept)
-
-    def healthy(self) -> Status:
-        return Status(ok=True, text="ok")
-
-    def ready(self) -> Status:
-        return Status(ok=self._state.ready, text="ready" if self._state.ready else self._state.why_not)
-
-
-def run(config: Config, stdout: HasFileno = sys.stdout) -> None:
-    """Run the agent until SIGTERM or SIGINT.
+def run(config: Config, file: ConfigFile, stdout: HasFileno = sys.stdout) -> None:
+    """Run the agent until SIGTERM or SIGINT; `file` is where `config` may change.
 
     Raises:
         AgentError: it cannot start, with one line that says what to change; nothing stays attached.
@@ -75,47 +43,177 @@ def run(config: Config, stdout: HasFileno = sys.stdout) -> None:
     """
     started = time.monotonic()
     with ExitStack() as undo:
+        last_error = undo.enter_context(status.LastError())
         stop = undo.enter_context(loop.stop_signals())
         canary = Canary()  # starts while the node is looked at
         starting = undo.enter_context(ExitStack())
         starting.enter_context(canary)
-        plan = survey(config)
-        state = State(plan)
+        cluster = None if config.standalone else Cluster(config, os.uname().nodename)
+        plan = survey(config, pods=cluster is not None)
+        state = State(plan, config)
         metrics = Metrics(Build(version=agent.__version__, layer=plan.layer, kernel=os.uname().release))
+        views = Views(metrics, state, cluster, last_error)
         # Before anything is loaded, as the port may be taken; but it must end before what it shows.
-        server = http.serve(config.metrics_address, _Views(metrics, state))
+        server = http.serve(config.metrics_address, views)
         serving = undo.enter_context(ExitStack())
         serving.callback(server.close)
-        pipeline = Pipeline([JsonLines(stdout)], node=config.node, observe_delay=metrics.observe_delay)
+        pipeline = _pipeline(config, metrics, cluster, stdout)
+        if cluster is not None:
+            undo.callback(cluster.close)
         undo.callback(pipeline.close)
-        programs = undo.enter_context(armed(config, plan, announce=pipeline.feed))
+        trees = status.Trees()
+
+        def feed(record: bytes) -> None:
+            trees.note(record)
+            pipeline.feed(record)
+
+        pods = cluster.pods_on if cluster is not None else None
+        programs = undo.enter_context(armed(config, plan, announce=feed, pods=pods))
         kernel = programs.kernel
         control = ControlServer(
-            config.socket_path, protect=programs.protected.protect, status=lambda: _status(state, kernel)
+            config.socket_path,
+            protect=programs.protected.protect,
+            status=lambda: _brief(state, kernel),
+            replace=cluster is not None,
         )
         undo.callback(control.close)
-        metrics.watch(kernel, pipeline, state.vectors, _layers(plan))
+        views.watch(kernel, trees, cluster.look_up if cluster is not None else nowhere, file)
+        metrics.watch(
+            kernel,
+            pipeline,
+            state.vectors,
+            _layers(plan),
+            cluster=cluster.counts if cluster is not None else ClusterCounts,
+            reload=lambda: file.state,
+        )
         undo.push(serving.pop_all())
         for line in preflight.describe(plan):
             _log.info("%s", line)
 
-        state.trials = try_all(programs, canary)
+        running = _Running(state, programs, feed, cluster, f"http://{config.metrics_host}:{server.port}")
+        _prove(state, programs, canary)
         starting.close()
-        _tell(config, plan, state.trials)
-        if config.require_effective and (names := doctor.not_effective(config, plan, state.trials)):
-            message = f"not effective on this node, and require-effective is set: {', '.join(names)}"
-            raise SelfTestError(message)
-        state.ready = True
-        _log.info("ready: metrics on http://%s:%d", config.metrics_host, server.port)
+        running.look_whether_ready()
         _log.info("started in %.2f s", time.monotonic() - started)
-
-        loop.run(stop, kernel, control, programs.protected, pipeline)
+        readers: list[loop.Reader] = [control]
+        if cluster is not None:
+            readers.append(_ClusterReader(cluster, running))
+        loop.run(
+            stop, kernel, take=running.take, readers=readers, every_second=lambda: running.every_second(file)
+        )
 
         state.ready, state.why_not = False, "stopping"
         kernel.detach()
-        loop.take(kernel.drain(), feed=pipeline.feed, wrapper_gone=programs.protected.wrapper_gone)
+        running.take(kernel.drain())
         programs.protected.announce_ends()
         _log.info("stopped: every program is detached")
+
+
+class _Running:
+    """The agent in its loop: what is done with a record, and what every second."""
+
+    def __init__(
+        self,
+        state: State,
+        programs: Armed,
+        feed: Callable[[bytes], None],
+        cluster: Cluster | None,
+        url: str,
+    ) -> None:
+        self._state = state
+        self._protected = programs.protected
+        self._feed = feed
+        self._cluster = cluster
+        self._url = url
+        self._complaint = ""  # what does not fit, told once
+        self._handlers: loop.Handlers = {Kind.TREE_ENDS: programs.protected.wrapper_gone}
+        if cluster is not None:
+            self._handlers = cluster.begin(programs, feed)
+
+    def take(self, records: Iterable[bytes]) -> None:
+        """Take what the kernel reports."""
+        loop.take(records, feed=self._feed, handlers=self._handlers)
+
+    def every_second(self, file: ConfigFile) -> None:
+        """Follow what nobody tells: files, pods whose cgroups go, and the last process of a tree."""
+        self._state.turned_at = time.monotonic()
+        if (config := file.poll()) is not None:
+            self._change(config)
+        self._refresh()
+        if self._cluster is not None:
+            self._cluster.every_second()
+        self._protected.announce_ends()
+        self.look_whether_ready()
+
+    def _refresh(self) -> None:
+        complaint = ""
+        try:
+            self._protected.refresh()
+        except ConfigError as err:  # a file that has come since is one too many
+            complaint = str(err)
+        if complaint and complaint != self._complaint:
+            _log.error("%s", complaint)
+        self._complaint = complaint
+
+    def look_whether_ready(self) -> None:
+        """Say that the node is protected as soon as it is."""
+        state, cluster = self._state, self._cluster
+        if state.ready:
+            return
+        if cluster is not None and not cluster.settled():
+            state.why_not = f"waiting for the pods of this node, metrics on {self._url}"
+            return
+        state.ready = True
+        if cluster is not None:
+            held = sum(trial.held for trial in state.trials)
+            cluster.ready(state.plan.layer.name.lower(), f"{held} of {len(CATALOGUE)} vectors held")
+            if degraded := cluster.degraded():
+                _log.warning("degraded: %s", degraded)
+        _log.info("ready: metrics on %s", self._url)
+
+    def _change(self, config: Config) -> None:
+        try:
+            self._protected.change(config)
+        except ConfigError as err:  # more names than fit: those that did are in force
+            _log.error("%s", err)
+        if self._cluster is not None:
+            self._cluster.change(config)
+        self._state.config = config
+
+
+class _ClusterReader:
+    """Reads what the API server says, and looks whether that makes the agent ready."""
+
+    def __init__(self, cluster: Cluster, running: _Running) -> None:
+        self._cluster = cluster
+        self._running = running
+
+    def fileno(self) -> int:
+        return self._cluster.fileno()
+
+    def handle(self) -> None:
+        self._cluster.handle()
+        self._running.look_whether_ready()
+
+
+def _pipeline(config: Config, metrics: Metrics, cluster: Cluster | None, stdout: HasFileno) -> Pipeline:
+    return Pipeline(
+        [JsonLines(stdout), *([cluster.events] if cluster is not None else [])],
+        node=config.node,
+        observe_delay=metrics.observe_delay,
+        attribute=cluster.attribute if cluster is not None else nowhere,
+    )
+
+
+# The self-test, and what is said of it.
+def _prove(state: State, programs: Armed, canary: Canary) -> None:
+    state.trials = try_all(programs, canary)
+    _tell(state.config, state.plan, state.trials)
+    if state.config.require_effective and (
+        names := doctor.not_effective(state.config, state.plan, state.trials)
+    ):
+        message = f"not effective on this node, and require-effective is set: {', '.join(names)}"
+        raise SelfTestError(message)
 
 
 def _tell(config: Config, plan: Plan, trials: tuple[Trial, ...]) -> None:
@@ -144,7 +242,7 @@ def _layers(plan: Plan) -> list[Layer]:
     return list(dict.fromkeys((plan.layer, Layer.TRACEPOINT)))
 
 
-def _status(state: State, kernel: Kernel) -> Mapping[str, Any]:
+def _brief(state: State, kernel: Kernel) -> Mapping[str, Any]:
     return {
         "version": agent.__version__,
         "ready": state.ready,

@@ -4,6 +4,7 @@ The agent holds them for as long as it runs, the selftest command for a moment.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,23 +13,43 @@ from pathlib import Path
 from agent import preflight, selftest
 from agent.btf import Btf
 from agent.config import Config
+from agent.hierarchy import Hierarchy
 from agent.kernel import Kernel
 from agent.libbpf import Libbpf
 from agent.loading import Loading
 from agent.preflight import Plan
-from agent.protected import Protected
+from agent.protected import Home, Protected
+from agent.rules import PodRules
 from agent.selftest import Canary, Trial
 
 _log = logging.getLogger(__name__)
 
 _PAGE_BYTES = 4096
+_NODE_ROOT = Path("/proc/1/root")
 
 
-def survey(config: Config) -> Plan:
-    """Look at this node and choose a layer, or raise a `NodeError`."""
+def survey(config: Config, *, pods: bool = False) -> Plan:
+    """Look at this node and choose a layer, or raise a `NodeError`; with `pods`, to follow pods as well."""
     libbpf = Libbpf()
     with Btf(libbpf) as btf:
-        return preflight.plan(preflight.examine(libbpf, btf), config.layer)
+        return preflight.plan(preflight.examine(libbpf, btf), config.layer, pods=pods)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodsOn:
+    """Where pods are told apart on this node, and how the home of a running process is found."""
+
+    hierarchy: Hierarchy
+    home_of: Callable[[int], Home]
+
+    def defines(self) -> dict[str, int]:
+        """Return what the programs are compiled with."""
+        controller = self.hierarchy.controller
+        return {} if controller is None else {f"CT_PODS_ON_{controller.upper()}": 1}
+
+    def rules(self) -> PodRules:
+        """Return what the programs are told."""
+        return PodRules(hierarchy=self.hierarchy.number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +63,11 @@ class Armed:
 
 @contextmanager
 def armed(
-    config: Config, plan: Plan, *, announce: Callable[[bytes], None] = lambda _record: None
+    config: Config,
+    plan: Plan,
+    *,
+    announce: Callable[[bytes], None] = lambda _record: None,
+    pods: PodsOn | None = None,
 ) -> Iterator[Armed]:
     """Load and attach what `plan` says, protect what runs already; let go of everything at the end.
 
@@ -53,7 +78,11 @@ def armed(
     """
     loading = Loading(
         (*plan.required, *plan.optional),
-        {"CT_MAX_PROCESSES": config.max_processes, "CT_RING_PAGES": max(1, config.ring_bytes // _PAGE_BYTES)},
+        {
+            "CT_MAX_PROCESSES": config.max_processes,
+            "CT_RING_PAGES": max(1, config.ring_bytes // _PAGE_BYTES),
+            **(pods.defines() if pods else {}),
+        },
     )
     with ExitStack() as undo:
         undo.callback(loading.abandon)
@@ -61,7 +90,16 @@ def armed(
         undo.callback(kernel.close)
         if "remote_memory" in (*plan.required, *plan.optional):
             kernel.set_paths(Path("/proc/kallsyms"))
-        protected = Protected(kernel, config, plan.layer, announce=announce)
+        protected = Protected(
+            kernel,
+            config,
+            plan.layer,
+            announce=announce,
+            home_of=pods.home_of if pods else lambda _pid: Home(),
+            pods=pods.rules() if pods else None,
+            # In a container of its own the agent sees the node's files through the node's first process.
+            root=_NODE_ROOT if pods and os.access(_NODE_ROOT, os.X_OK) else Path("/"),
+        )
         protected.configure()
         for refused in kernel.attach(plan.required, plan.optional):
             _log.warning("the second line %s does not attach; the first is complete", refused)

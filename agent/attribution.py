@@ -4,6 +4,7 @@ The kernel tells the id of the cgroup, which is never another's. What the agent 
 for most; then the cgroup itself, which outlives its processes; and last the process, if it is still there.
 """
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
@@ -79,6 +80,7 @@ class Attribution:
     def __init__(self, cgroups: Cgroups, *, most_containers: int = 4096, most_pods: int = 1024) -> None:
         self.unknown = 0
         self._cgroups = cgroups
+        self._guard = threading.Lock()  # the main loop learns and finds, and /status asks from its own thread
         # Apart, so that whoever makes cgroups without end cannot make us forget what we were told.
         self._learned: _Recent[int, _Resolved] = _Recent(most_containers)
         self._found: _Recent[int, _Resolved] = _Recent(most_containers)
@@ -88,21 +90,29 @@ class Attribution:
 
     def learn_pod(self, pod: Pod) -> None:
         """Take what the API server says about a pod now."""
-        self._pods.keep(pod.uid, pod)
-        for container in pod.containers:
-            self._names.keep((pod.uid, container.id), container.name)
+        with self._guard:
+            self._pods.keep(pod.uid, pod)
+            for container in pod.containers:
+                self._names.keep((pod.uid, container.id), container.name)
 
     def learn_container(self, cgroup_id: int, pod_uid: str, container_id: str) -> None:
         """Take a container's cgroup; `pod_uid` is as in its path, which for a static pod is not the API's."""
-        self._learned.keep(cgroup_id, _Resolved(place=Place(pod_uid=pod_uid, container_id=container_id)))
+        with self._guard:
+            self._learned.keep(cgroup_id, _Resolved(place=Place(pod_uid=pod_uid, container_id=container_id)))
 
-    def find(self, cgroup_id: int, pid: int) -> Workload:
-        """Return whose the process is that had this pid in this cgroup; 0 where the kernel could not tell."""
-        known = self._learned.use(cgroup_id) or self._found.use(cgroup_id) or self._resolve(cgroup_id, pid)
-        if known is None:
-            self.unknown += 1
-            return UNKNOWN
-        return self._workload(known.place) if known.place else NODE
+    def find(self, cgroup_id: int, pid: int, *, count: bool = True) -> Workload:
+        """Return whose the process is that had this pid in this cgroup; 0 where the kernel could not tell.
+
+        One that nobody can tell is counted, unless `count` says that this is no event but somebody who looks.
+        """
+        with self._guard:
+            known = (
+                self._learned.use(cgroup_id) or self._found.use(cgroup_id) or self._resolve(cgroup_id, pid)
+            )
+            if known is None:
+                self.unknown += count
+                return UNKNOWN
+            return self._workload(known.place) if known.place else NODE
 
     def _resolve(self, cgroup_id: int, pid: int) -> _Resolved | None:
         path = self._cgroups.path_by_id(cgroup_id) if cgroup_id else None

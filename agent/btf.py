@@ -76,10 +76,30 @@ STRUCTS: dict[str, tuple[Member, ...]] = {
         Member(paths=("comm",), declaration="char comm[16]", size_bytes=16),
         _pointer("files", "files_struct"),
         _pointer("signal", "signal_struct"),
+        _scalar("pending.signal.sig", "__u64", 8, "pending_signals"),
         _pointer("ptraced.next", "list_head", "ptraced_next"),
+        _pointer("thread_pid", "pid"),
+        _pointer("nsproxy", "nsproxy"),
+        _pointer("cgroups", "css_set"),
     ),
-    "signal_struct": (_scalar("live.counter", "int", 4, "live"),),
-    "mm_struct": (_pointer("owner", "task_struct", optional="MM_OWNER"), _pointer("exe_file", "file")),
+    "signal_struct": (_scalar("live.counter", "int", 4, "live"), _scalar("flags", "unsigned int", 4)),
+    "pid": (_scalar("level", "unsigned int", 4),),
+    "nsproxy": (_scalar("mnt_ns", "void *", 8),),
+    # The first of an array of pointers; the program knows which one it wants.
+    "css_set": (_pointer("subsys", "cgroup_subsys_state"), _pointer("dfl_cgrp", "cgroup")),
+    "cgroup_subsys_state": (_pointer("cgroup", "cgroup"),),
+    "cgroup": (
+        _pointer("self.parent", "cgroup_subsys_state", "up"),
+        _pointer("kn", "kernfs_node"),
+        _pointer("root", "cgroup_root"),
+    ),
+    "kernfs_node": (_scalar("id", "__u64", 8),),
+    "cgroup_root": (_scalar("hierarchy_id", "int", 4),),
+    "mm_struct": (
+        _pointer("owner", "task_struct", optional="MM_OWNER"),
+        _pointer("exe_file", "file"),
+        _scalar("start_code", "unsigned long", 8),
+    ),
     "file": (
         _scalar("f_mode", "unsigned int", 4),
         _pointer("f_path.dentry", "dentry", "f_dentry"),
@@ -121,6 +141,9 @@ OFFSETS: dict[str, tuple[str, str]] = {
 
 # Helpers that some supported kernels lack: CT_HAVE_<name> is defined where bpf_func_id has them.
 HELPERS = ("get_current_task_btf", "task_pt_regs")
+
+# Controllers of cgroup v1 by whose hierarchy pods may be told apart: CT_SUBSYS_<NAME> is their number.
+CONTROLLERS = ("memory", "pids", "cpu")
 
 
 class Btf:
@@ -244,6 +267,12 @@ def header(btf: Btf) -> str:
             raise BtfError(message)
         lines.append(f"#define {macro} {offset}")
     present = btf.enumerators("bpf_func_id")
+    controllers = btf.enumerators("cgroup_subsys_id")
+    lines += [
+        f"#define CT_SUBSYS_{controller.upper()} {controllers[name]}"
+        for controller in CONTROLLERS
+        if (name := f"{controller}_cgrp_id") in controllers
+    ]
     lines += [
         f"#define CT_HAVE_{helper.upper()} {present[name]}"
         for helper in HELPERS

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 _PROTECT_TIMEOUT_S = 10.0
-_LISTS = frozenset({"protect_exe", "protect_pid", "exempt_exe"})
+_LISTS = frozenset({"protect_exe", "protect_pid", "exempt_exe", "namespaces"})
 _EXAMPLES = """\
 examples:
   cloudtaser-ebpf run --standalone                      protect what is called cloudtaser-wrapper
@@ -107,8 +107,11 @@ def _config(flags: Mapping[str, Any]) -> "Config":
 
 def _run(flags: Mapping[str, Any]) -> int:
     from agent import app
+    from agent.config import file_path
+    from agent.reload import ConfigFile
 
-    app.run(_config(flags))
+    config = _config(flags)
+    app.run(config, ConfigFile(file_path(flags, os.environ), lambda: _config(flags), config))
     return 0
 
 

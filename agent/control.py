@@ -40,12 +40,16 @@ class ControlServer:
         *,
         protect: Callable[[int], TreeId],
         status: Callable[[], Mapping[str, Any]],
+        replace: bool = False,
     ) -> None:
-        """Listen at `path`; `protect` gets the peer's process id. An `AgentError` of theirs is the answer."""
+        """Listen at `path`; `protect` gets the peer's process id. An `AgentError` of theirs is the answer.
+
+        With `replace` the socket of an agent that runs is taken over: it goes when the next one is ready.
+        """
         self._path = path
         self._protect = protect
         self._status = status
-        self._listener = _listen(path)
+        self._listener = _listen(path, replace=replace)
         self._identity = _identity(path)
         # An epoll descriptor is readable when one of its own is, so the whole server is one descriptor.
         self._inner = selectors.EpollSelector()
@@ -55,10 +59,6 @@ class ControlServer:
     def fileno(self) -> int:
         """Return a descriptor that is readable when `handle` has something to do."""
         return self._inner.fileno()
-
-    def register(self, selector: selectors.BaseSelector) -> None:
-        """Join a loop that calls `key.data()` for what is ready."""
-        selector.register(self, selectors.EVENT_READ, self.handle)
 
     def handle(self) -> None:
         """Do what can be done now without waiting."""
@@ -192,7 +192,7 @@ def _peer_pid(connection: socket.socket) -> int:
     return pid
 
 
-def _listen(path: Path) -> socket.socket:
+def _listen(path: Path, *, replace: bool) -> socket.socket:
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -202,10 +202,14 @@ def _listen(path: Path) -> socket.socket:
     try:
         # Two agents that start together would each take the other's new socket for a stale one.
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove_stale(path)
-        listener.bind(str(path))
-        path.chmod(0o600)  # before listen: until then nobody can connect
+        _remove_stale(path, replace=replace)
+        # Beside its place and then moved there, so that there is one at any time.
+        made = path.with_name(f".{os.getpid()}")
+        made.unlink(missing_ok=True)
+        listener.bind(str(made))
+        made.chmod(0o600)  # before listen: until then nobody can connect
         listener.listen()
+        made.rename(path)
     except BlockingIOError as error:
         listener.close()
         raise ConfigError(f"another agent is starting at {path}: {_INSTEAD}") from error
@@ -223,7 +227,8 @@ def _listen(path: Path) -> socket.socket:
 _INSTEAD = "stop it, or choose another socket with --socket-path"
 
 
-def _remove_stale(path: Path) -> None:
+# Whatever is not a socket stays; one that an agent listens at stays unless it is to be replaced.
+def _remove_stale(path: Path, *, replace: bool) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -232,6 +237,8 @@ def _remove_stale(path: Path) -> None:
         raise ConfigError(
             f"{path} is there and is no socket: remove it, or choose another with --socket-path"
         )
+    if replace:
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))

@@ -7,10 +7,11 @@ not fit is a `DecodeError` and nothing worse.
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, Self, TypeVar, assert_never
 
 from agent import abi
@@ -19,6 +20,15 @@ from agent.vectors import BY_NUMBER, Action, Layer, Outcome, Vector
 SCHEMA = "cloudtaser.event/v1"
 
 _Record = TypeVar("_Record", abi.Attempt, abi.TreeRecord)
+
+_SIZES: Mapping[int, int] = MappingProxyType(
+    {
+        abi.Kind.ATTEMPT: ctypes.sizeof(abi.Attempt),
+        abi.Kind.TREE_BEGINS: ctypes.sizeof(abi.TreeRecord),
+        abi.Kind.TREE_ENDS: ctypes.sizeof(abi.TreeRecord),
+        abi.Kind.CGROUP: ctypes.sizeof(abi.CgroupRecord),
+    }
+)
 
 
 class DecodeError(ValueError):
@@ -74,6 +84,7 @@ class Attempt:
     offender: TaskInfo
     target: TaskInfo
     tree: TreeId
+    target_cgroup: int
     tracer: Tracer | None
     exe: str | None
     file: str | None
@@ -81,7 +92,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeBegins:
-    """The kernel saw a wrapper start."""
+    """The kernel saw a wrapper start. `cgroup_id` is its container's."""
 
     ktime_ns: int
     cgroup_id: int
@@ -134,16 +145,31 @@ class Clocks:
         )
 
 
+# Where a process lives, in the words of the schema, by its cgroup id and process id.
+Attribute = Callable[[int, int], Mapping[str, str | None]]
+
+_NOWHERE: Mapping[str, str | None] = MappingProxyType(
+    dict.fromkeys(("container", "container_id", "pod", "pod_uid", "namespace", "where"))
+)
+
+
+def nowhere(_cgroup_id: int, _pid: int) -> Mapping[str, str | None]:
+    """Attribute nothing, as on a machine without Kubernetes."""
+    return _NOWHERE
+
+
 def label(member: IntEnum) -> str:
     """Return the word that events and metrics use for an action, outcome, layer or loss."""
     return member.name.lower()
 
 
-def is_tree_end(record: bytes) -> bool:
-    """Return whether a record says that a wrapper has gone; False for what is no record at all."""
-    if len(record) != ctypes.sizeof(abi.TreeRecord):
-        return False
-    return bool(abi.Header.from_buffer_copy(record).kind == abi.Kind.TREE_ENDS)
+def kind_of(record: bytes) -> abi.Kind | None:
+    """Return what a record is, None for what is no record at all: it has not the size of its kind."""
+    if len(record) < ctypes.sizeof(abi.Header):
+        return None
+    kind = abi.Header.from_buffer_copy(record).kind
+    known = _SIZES.get(kind) == len(record)
+    return abi.Kind(kind) if known else None
 
 
 def decode(record: bytes) -> Event:
@@ -195,6 +221,7 @@ def _attempt(raw: abi.Attempt) -> Attempt:
         offender=_task(raw.offender),
         target=_task(raw.target),
         tree=_tree(raw.tree),
+        target_cgroup=raw.target_cgroup,
         tracer=Tracer(tgid=raw.tracer_tgid, comm=_text(raw.tracer_comm)) if raw.tracer_tgid else None,
         exe=_path([_text(part.value) for part in raw.exe]),
         file=_text(raw.file) or None,
@@ -204,7 +231,7 @@ def _attempt(raw: abi.Attempt) -> Attempt:
 def _tree_event(kind: type[_TreeEvent], raw: abi.TreeRecord) -> _TreeEvent:
     return kind(
         ktime_ns=raw.header.ktime_ns,
-        cgroup_id=raw.header.cgroup_id,
+        cgroup_id=raw.cgroup,
         wrapper=_task(raw.wrapper),
         tree=_tree(raw.tree),
     )
@@ -241,10 +268,11 @@ def _path(parts: list[str]) -> str | None:
     return "…/" + "/".join(reversed(names)) if names else None
 
 
-def as_dict(event: Event, *, node: str, clocks: Clocks) -> dict[str, Any]:
+def as_dict(event: Event, *, node: str, clocks: Clocks, attribute: Attribute = nowhere) -> dict[str, Any]:
     """Return the event in the schema `cloudtaser.event/v1`, with the same keys for every type.
 
     `pid` is the process as users know it and `tid` the thread that acted. Unknown values are null.
+    `where` is "pod", "node", "unknown", or null where there is no Kubernetes.
     """
     told: dict[str, Any] = {
         "schema": SCHEMA,
@@ -266,8 +294,8 @@ def as_dict(event: Event, *, node: str, clocks: Clocks) -> dict[str, Any]:
                 "action": label(event.action),
                 "outcome": label(event.outcome),
                 "layer": label(event.layer),
-                "offender": _offender(event, clocks),
-                "target": _target(event.target, event.tree),
+                "offender": _offender(event, clocks, attribute),
+                "target": _target(event.target, event.tree, event.target_cgroup, attribute),
                 "detail": {
                     "syscall": event.syscall,
                     "abi": None if event.syscall is None else "32" if event.compat else "64",
@@ -277,15 +305,15 @@ def as_dict(event: Event, *, node: str, clocks: Clocks) -> dict[str, Any]:
                 },
             }
         case TreeBegins():
-            told |= {"type": "tree-begins", "target": _target(event.wrapper, event.tree)}
+            told |= {"type": "tree-begins", "target": _wrapper(event, attribute)}
         case TreeEnds():
-            told |= {"type": "tree-ends", "target": _target(event.wrapper, event.tree)}
+            told |= {"type": "tree-ends", "target": _wrapper(event, attribute)}
         case _:
             assert_never(event)
     return told
 
 
-def _offender(event: Attempt, clocks: Clocks) -> dict[str, Any]:
+def _offender(event: Attempt, clocks: Clocks, attribute: Attribute) -> dict[str, Any]:
     task = event.offender
     started_ns = task.start_ns + clocks.boottime_offset_ns
     return {
@@ -297,21 +325,22 @@ def _offender(event: Attempt, clocks: Clocks) -> dict[str, Any]:
         "comm": task.comm or None,
         "exe": event.exe,
         "start_time": _time(started_ns) if task.start_ns else None,
-        "container": None,
-        "pod": None,
-        "namespace": None,
+        **attribute(event.cgroup_id, task.tgid),
     }
 
 
-def _target(task: TaskInfo, tree: TreeId) -> dict[str, Any]:
+def _wrapper(event: TreeBegins | TreeEnds, attribute: Attribute) -> dict[str, Any]:
+    return _target(event.wrapper, event.tree, event.cgroup_id, attribute)
+
+
+def _target(task: TaskInfo, tree: TreeId, cgroup_id: int, attribute: Attribute) -> dict[str, Any]:
     return {
         "pid": task.tgid or None,
         "tid": task.tid or None,
         "comm": task.comm or None,
         "tree": str(tree) if tree.pid else None,
-        "container": None,
-        "pod": None,
-        "namespace": None,
+        # The cgroup is the wrapper's; what runs under the target's pid by now may be anybody.
+        **(attribute(cgroup_id, 0) if tree.pid else _NOWHERE),
     }
 
 

@@ -68,9 +68,11 @@ _CURRENT_AND_REGISTERS = ("get_current_task_btf", "task_pt_regs")
 
 _HOOKS = (
     _hook("tree_fork", "trees", "fork", Attach.TRACEPOINT, "sched_process_fork"),
+    _hook("tree_rename", "trees", "comm", Attach.TRACEPOINT, "task_rename"),
     _hook("tree_exec", "trees", "exec", Attach.TRACEPOINT, "sched_process_exec"),
     _hook("tree_exit", "trees", "ends", Attach.TRACEPOINT, "sched_process_exit"),
     _hook("tree_free", "trees", "free", Attach.TRACEPOINT, "sched_process_free"),
+    _hook("pod_mkdir", "pods", "cgrp", Attach.TRACEPOINT, "cgroup_mkdir"),
     _hook("lsm_ptrace_access", "ptrace", "ptac", Attach.LSM, "ptrace_access_check"),
     _hook("lsm_ptrace_traceme", "ptrace", "ptme", Attach.LSM, "ptrace_traceme"),
     _hook("lsm_file_open", "proc_files", "open", Attach.LSM, "file_open"),
@@ -122,7 +124,10 @@ _HOOKS = (
 HOOKS: Mapping[str, Hook] = MappingProxyType({hook.function: hook for hook in _HOOKS})
 
 # Needed on every layer.
-FOLLOW_TREES = ("tree_fork", "tree_exec", "tree_exit", "tree_free")
+FOLLOW_TREES = ("tree_fork", "tree_rename", "tree_exec", "tree_exit", "tree_free")
+
+# Needed on every layer where there are pods.
+FOLLOW_PODS = ("pod_mkdir",)
 
 # Behind LSM and fmod_ret where the kernel has them; optional there.
 SECOND_LINE = ("remote_memory", "wait_for_stop")

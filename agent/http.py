@@ -1,15 +1,16 @@
-"""The HTTP surface: /metrics, /healthz and /readyz, for GET and HEAD.
+"""The HTTP surface: /metrics, /healthz, /readyz and /status, for GET and HEAD.
 
 It may be open to the whole cluster, so a client gets little: one request a connection, few connections,
 and a few seconds.
 """
 
 import errno
+import json
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 _CONNECTIONS = 16  # a scraper, the probes and somebody with curl
 _SECONDS = 10.0  # for a whole connection; a scrape takes milliseconds
 _PLAIN = "text/plain; charset=utf-8"
+_PATHS = b"try /metrics, /healthz, /readyz or /status\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,10 @@ class Views(Protocol):
 
     def ready(self) -> Status:
         """Tell whether the node is protected, and if not why."""
+        ...
+
+    def status(self) -> Mapping[str, Any]:
+        """Return what there is to know, as JSON has it: dicts, lists, texts, numbers, booleans and None."""
         ...
 
 
@@ -169,8 +175,10 @@ class _Handler(BaseHTTPRequestHandler):
                     return _probe(views.healthy)
                 case "/readyz":
                     return _probe(views.ready)
+                case "/status":
+                    return _json(views.status())
                 case _:
-                    return _Answer(status=HTTPStatus.NOT_FOUND, body=b"try /metrics, /healthz or /readyz\n")
+                    return _Answer(status=HTTPStatus.NOT_FOUND, body=_PATHS)
         except Exception:  # noqa: BLE001 - an answer is due whatever a view does
             _log.exception("%s could not be answered", self.path)
             return _Answer(status=HTTPStatus.INTERNAL_SERVER_ERROR, body=b"see the agent's log\n")
@@ -179,6 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Cache-Control", "no-store")  # each tells how things stand now
         if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
         self.end_headers()
@@ -194,4 +203,12 @@ def _probe(view: Callable[[], Status]) -> _Answer:
     return _Answer(
         status=HTTPStatus.OK if status.ok else HTTPStatus.SERVICE_UNAVAILABLE,
         body=f"{status.text}\n".encode(),
+    )
+
+
+def _json(content: Mapping[str, Any]) -> _Answer:
+    return _Answer(
+        status=HTTPStatus.OK,
+        body=json.dumps(dict(content), indent=2).encode() + b"\n",
+        content_type="application/json",
     )

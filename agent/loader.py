@@ -30,7 +30,7 @@ from agent.preflight import target_id
 
 SOURCES = Path(__file__).parent / "bpf_programs"
 # In the order in which each needs what the ones before it define.
-COMMON = ("events.h", "kernel.h", "maps.h", "trees.h", "verdict.h", "vectors.h")
+COMMON = ("events.h", "kernel.h", "maps.h", "trees.h", "pods.h", "verdict.h", "vectors.h")
 
 # What BCC includes from a tree of kernel sources before it sees a word of ours.
 _KERNEL_TREE = {

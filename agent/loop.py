@@ -1,24 +1,22 @@
-"""The agent's one loop: the ring buffer, the control socket, a signal, and what is done every second."""
+"""The agent's one loop: the ring buffer, a signal, whatever else is to be read, and the turn of a second."""
 
 import logging
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
-from agent.control import ControlServer
+from agent.abi import Kind
 from agent.errors import LoadError
-from agent.events import is_tree_end
+from agent.events import kind_of
 from agent.kernel import Kernel
-from agent.pipeline import Pipeline
-from agent.protected import Protected
 
 _log = logging.getLogger(__name__)
 
-# How often the files that the configuration names are looked at again.
-_REFRESH_SECONDS = 1.0
+_SECOND = 1.0
 # How long nothing has been protected before the costly programs go: wrappers restart.
 _REST_AFTER_SECONDS = 10.0
 
@@ -65,39 +63,58 @@ class CostlyPrograms:
             self._failed = True
 
 
+class Reader(Protocol):
+    """Something that is read when its descriptor is readable."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        ...
+
+    def handle(self) -> None:
+        """Do what can be done now without waiting."""
+        ...
+
+
 def run(
-    stop: socket.socket, kernel: Kernel, control: ControlServer, protected: Protected, pipeline: Pipeline
+    stop: socket.socket,
+    kernel: Kernel,
+    *,
+    take: Callable[[Iterable[bytes]], None],
+    readers: Iterable[Reader],
+    every_second: Callable[[], None],
 ) -> None:
-    """Tell what the kernel reports and answer on the control socket until `stop` is readable."""
+    """Take what the kernel reports and what `readers` have to read, until `stop` is readable."""
     costly = CostlyPrograms(kernel)
     with selectors.DefaultSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
         selector.register(kernel, selectors.EVENT_READ)
-        control.register(selector)
-        refresh_at = time.monotonic()
+        for reader in readers:
+            selector.register(reader, selectors.EVENT_READ, reader.handle)
+        next_second = time.monotonic()
         while True:
             records = kernel.drain()
             now = time.monotonic()
             # Before the records are told: who reads that a tree began may rely on all programs.
             costly.follow(now)
-            take(records, feed=pipeline.feed, wrapper_gone=protected.wrapper_gone)
-            if now >= refresh_at:
-                protected.refresh()
-                protected.announce_ends()
-                refresh_at = now + _REFRESH_SECONDS
-            for key, _ in selector.select(max(0.0, refresh_at - now)):
+            take(records)
+            if now >= next_second:
+                every_second()
+                next_second = now + _SECOND
+            for key, _ in selector.select(max(0.0, next_second - time.monotonic())):
                 if key.fileobj is stop:
                     return
                 if key.data is not None:
                     key.data()
 
 
-def take(
-    records: Iterable[bytes], *, feed: Callable[[bytes], None], wrapper_gone: Callable[[bytes], None]
-) -> None:
+# What is done with a kind of record; it returns whether the record is to be told, too.
+Handlers = Mapping[Kind, Callable[[bytes], bool]]
+
+
+def take(records: Iterable[bytes], *, feed: Callable[[bytes], None], handlers: Handlers) -> None:
     """Take records of the ring buffer to where they belong."""
     for record in records:
-        if is_tree_end(record):
-            wrapper_gone(record)
-        else:
+        kind = kind_of(record)
+        handler = handlers.get(kind) if kind is not None else None
+        if handler is None or handler(record):
             feed(record)

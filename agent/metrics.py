@@ -6,7 +6,8 @@ a rate needs no first event.
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from agent.abi import Loss
 from agent.events import AttemptKey, label
+from agent.reload import ReloadState
 from agent.vectors import CATALOGUE, Layer, Outcome
 
 PREFIX = "cloudtaser_ebpf_"
@@ -60,6 +62,34 @@ class StreamCounts(Protocol):
     def undelivered(self) -> int:
         """How many events a sink did not take."""
         ...
+
+
+class Trouble(StrEnum):
+    """What went wrong with Kubernetes; the values are labels."""
+
+    WATCH = "watch"  # pods could not be listed or watched
+    EVENT = "event"  # an Event could not be written
+    NODE = "node"  # the node's label, annotation or taint could not be written
+    POD = "pod"  # a pod or an annotation of it could not be understood
+
+
+# What a pod's label and annotation say; a namespace that is not selected says nothing.
+_SELECTED = ("yes", "no", "unsaid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterCounts:
+    """How the agent stands with Kubernetes; on its own it has none, so all is zero.
+
+    `errors` counts by the values of `Trouble`, `pods` the pods of this node by "yes", "no" and "unsaid".
+    What they leave out is zero.
+    """
+
+    connected: bool = False
+    errors: Mapping[str, int] = field(default_factory=dict)
+    pods: Mapping[str, int] = field(default_factory=dict)
+    pending: int = 0
+    unattributed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +143,17 @@ class Metrics:
         stream: StreamCounts,
         vectors: Callable[[], Mapping[str, VectorState]],
         layers: Sequence[Layer],
+        *,
+        cluster: Callable[[], ClusterCounts] = ClusterCounts,
+        reload: Callable[[], ReloadState] = ReloadState,
     ) -> None:
         """Serve these counts from now on; `layers` are those that can see an attempt on this node.
 
         `vectors` returns the state by vector id; one that it leaves out has no layer and no effect.
         """
         self._registry.register(_Counts(kernel, stream, vectors, tuple(layers)))
+        self._registry.register(_Cluster(cluster))
+        self._registry.register(_Configuration(reload))
 
     def observe_delay(self, seconds: float) -> None:
         """Record how long one event took from the kernel to the sinks."""
@@ -153,7 +188,7 @@ class _Counts(Collector):
             ("protected_trees", "Trees protected now", self._kernel.protected_trees()),
             ("programs_loaded", "BPF programs attached now", self._kernel.programs_loaded()),
         ):
-            yield GaugeMetricFamily(PREFIX + name, text, value)
+            yield _gauge(name, text, value)
 
     def _events(self) -> Metric:
         family = CounterMetricFamily(
@@ -172,15 +207,10 @@ class _Counts(Collector):
         return family
 
     def _lost(self) -> Metric:
-        family = CounterMetricFamily(
-            PREFIX + "events_lost", "Events and processes that could not be recorded", labels=("reason",)
-        )
         losses = self._kernel.losses()
-        for loss in Loss:
-            family.add_metric((label(loss),), losses.get(loss, 0))
-        family.add_metric(("undecodable",), self._stream.undecodable)
-        family.add_metric(("sink",), self._stream.undelivered)
-        return family
+        lost = {label(loss): losses.get(loss, 0) for loss in Loss}
+        lost |= {"undecodable": self._stream.undecodable, "sink": self._stream.undelivered}
+        return _counters("events_lost", "Events and processes that could not be recorded", "reason", lost)
 
     def _states(self) -> Iterable[Metric]:
         layers = GaugeMetricFamily(
@@ -198,6 +228,61 @@ class _Counts(Collector):
                 layers.add_metric((vector.id, label(layer)), state.layer is layer)
             effective.add_metric((vector.id,), state.effective)
         return (layers, effective)
+
+
+class _Cluster(Collector):
+    def __init__(self, read: Callable[[], ClusterCounts]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        counts = self._read()
+        yield _gauge(
+            "kubernetes_connected", "1 while the pods of this node are listed and watched", counts.connected
+        )
+        yield _counters(
+            "kubernetes_errors",
+            "What went wrong between the agent and Kubernetes",
+            "reason",
+            {trouble.value: counts.errors.get(trouble.value, 0) for trouble in Trouble},
+        )
+        pods = GaugeMetricFamily(
+            PREFIX + "pods", "Pods of this node, by whether they are to be protected", labels=("selected",)
+        )
+        for selected in _SELECTED:
+            pods.add_metric((selected,), counts.pods.get(selected, 0))
+        yield pods
+        yield _gauge("trees_pending", "Trees protected until their pod is known", counts.pending)
+        yield CounterMetricFamily(
+            PREFIX + "unattributed", "Offenders and targets that run nobody knows where", counts.unattributed
+        )
+
+
+class _Configuration(Collector):
+    def __init__(self, read: Callable[[], ReloadState]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        state = self._read()
+        yield _counters(
+            "config_reloads",
+            "Changes of the configuration's file while the agent runs",
+            "result",
+            {"applied": state.reloads, "refused": state.refusals},
+        )
+        yield _gauge(
+            "config_refused", "1 while the file is refused and the one before in force", bool(state.refused)
+        )
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, text, value)
+
+
+def _counters(name: str, text: str, label_name: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(PREFIX + name, text, labels=(label_name,))
+    for value, count in counts.items():
+        family.add_metric((value,), count)
+    return family
 
 
 def _layer(layer: Layer | None) -> str:

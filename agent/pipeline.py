@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from agent.events import Attempt, Clocks, DecodeError, Event, as_dict, decode
+from agent.events import Attempt, Attribute, Clocks, DecodeError, Event, as_dict, decode, nowhere
 from agent.sinks import Sink
 
 _log = logging.getLogger(__name__)
@@ -28,14 +28,19 @@ class Pipeline:
         *,
         node: str,
         observe_delay: Callable[[float], None],
+        attribute: Attribute = nowhere,
         read_clocks: Callable[[], Clocks] = Clocks.read,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Take the sinks and the world; `observe_delay` gets the seconds from the kernel to the sinks."""
+        """Take the sinks and the world; `observe_delay` gets the seconds from the kernel to the sinks.
+
+        `attribute` tells the pod and container of a cgroup and process.
+        """
         self.undecodable = 0
         self._sinks = tuple(sinks)
         self._node = node
         self._observe_delay = observe_delay
+        self._attribute = attribute
         self._read_clocks = read_clocks
         self._monotonic_ns = monotonic_ns
         self._clocks = read_clocks()
@@ -60,7 +65,7 @@ class Pipeline:
 
     def _deliver(self, event: Event) -> None:
         self._follow_clocks()
-        told = as_dict(event, node=self._node, clocks=self._clocks)
+        told = as_dict(event, node=self._node, clocks=self._clocks, attribute=self._attribute)
         for sink in self._sinks:
             try:
                 sink.emit(told)

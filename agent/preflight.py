@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.btf import KIND_FUNC, KIND_TYPEDEF, Btf, features
 from agent.errors import NodeError
-from agent.hooks import FOLLOW_TREES, HOOKS, NOTE_SYSCALLS, SECOND_LINE, Attach, Hook
+from agent.hooks import FOLLOW_PODS, FOLLOW_TREES, HOOKS, NOTE_SYSCALLS, SECOND_LINE, Attach, Hook
 from agent.libbpf import Libbpf, ProgLoadOpts
 from agent.vectors import CATALOGUE, Layer, Vector
 
@@ -111,8 +111,8 @@ def examine(libbpf: Libbpf, btf: Btf, root: Path = Path("/")) -> Facts:
     )
 
 
-def plan(facts: Facts, wanted: Layer | None) -> Plan:
-    """Choose a layer: the one that is wanted, or the best that this node has.
+def plan(facts: Facts, wanted: Layer | None, *, pods: bool = False) -> Plan:
+    """Choose a layer: the one that is wanted, or the best that this node has. With `pods`, follow those too.
 
     Raises:
         NodeError: the wanted layer, or every layer, is refused by this node.
@@ -130,7 +130,7 @@ def plan(facts: Facts, wanted: Layer | None) -> Plan:
         raise NodeError(message)
     coverage = tuple(_coverage(facts, vector, layer) for vector in CATALOGUE)
     covered = [each.vector for each in coverage if each.layer is not None]
-    required = dict.fromkeys(FOLLOW_TREES)
+    required = dict.fromkeys((*FOLLOW_TREES, *(FOLLOW_PODS if pods else ())))
     for vector in covered:
         required.update(dict.fromkeys(vector.hooks[layer]))
     optional: list[str] = []

@@ -1,5 +1,6 @@
 """What /proc tells of a process that the kernel side must know: who it is, its name, its executable."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,10 @@ from agent.errors import AgentError
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 COMM_BYTES = COMM - 1
+
+_PF_FORKNOEXEC = 0x40  # linux/sched.h
+_SYS_OPENAT2 = 437  # on every architecture
+_RESOLVE_IN_ROOT = 0x10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +38,15 @@ class Processes:
 
         psutil gives it as a wall-clock time, which moves when the clock is set. A zombie has ended.
         """
-        stat = self._read(pid, "stat")
-        fields = stat[stat.rindex(b")") + 2 :].split()
-        if fields[0] in (b"Z", b"X"):
-            raise AgentError(f"process {pid} has ended")
-        return int(fields[19]) * TICK_NS
+        return int(self._stat(pid)[19]) * TICK_NS
+
+    def is_runtime(self, pid: int) -> bool:
+        """Return whether a process in a container is still the runtime's, which makes the container.
+
+        It has not yet executed a program of its own, or is in the mounts of who started it: outside.
+        """
+        stat = self._stat(pid)
+        return bool(int(stat[6]) & _PF_FORKNOEXEC) or self._mounts(pid) == self._mounts(int(stat[1]))
 
     def comm(self, pid: int) -> bytes:
         """Return the name that the process has for the kernel, at most 15 bytes."""
@@ -61,6 +70,20 @@ class Processes:
         except OSError:
             return None
 
+    # What comes after the name in /proc/PID/stat.
+    def _stat(self, pid: int) -> list[bytes]:
+        stat = self._read(pid, "stat")
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        if fields[0] in (b"Z", b"X"):
+            raise AgentError(f"process {pid} has ended")
+        return fields
+
+    def _mounts(self, pid: int) -> str:
+        try:
+            return str((self._proc / str(pid) / "ns/mnt").readlink())
+        except OSError:
+            return f"unknown mounts of {pid}"
+
     def _read(self, pid: int, name: str) -> bytes:
         try:
             return (self._proc / str(pid) / name).read_bytes()
@@ -68,10 +91,40 @@ class Processes:
             raise AgentError(f"there is no process {pid}") from err
 
 
-def file_id(path: Path) -> FileId | None:
-    """Return the identity of the file at `path`, or None where there is none."""
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def file_id(path: Path, root: Path = Path("/")) -> FileId | None:
+    """Return the identity of the file at the absolute `path`, or None where there is none.
+
+    Below another `root`, absolute links stay in it: openat2 resolves them there (Linux 5.6).
+    """
     try:
-        found = path.stat()
+        found = path.stat() if root == Path("/") else _stat_in_root(root, path)
     except OSError:
         return None
     return FileId(inode=found.st_ino, device=os.major(found.st_dev) << 20 | os.minor(found.st_dev))
+
+
+def _stat_in_root(root: Path, path: Path) -> os.stat_result:
+    folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    how = _OpenHow(flags=os.O_PATH | os.O_CLOEXEC, resolve=_RESOLVE_IN_ROOT)
+    system_call = ctypes.CDLL(None, use_errno=True).syscall
+    system_call.restype = ctypes.c_long
+    try:
+        opened = system_call(
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_long(folder),
+            os.fsencode(path),
+            ctypes.byref(how),
+            ctypes.c_long(ctypes.sizeof(how)),
+        )
+    finally:
+        os.close(folder)
+    if opened < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    try:
+        return os.fstat(opened)
+    finally:
+        os.close(opened)

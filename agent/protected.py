@@ -1,13 +1,14 @@
-"""Which trees are protected and which executables are exempt, mirrored into the kernel.
+"""Which trees are protected, mirrored into the kernel.
 
-From a wrapper's exec on the kernel follows its tree by itself. Here is what it cannot know: the names and
-files to look for, wrappers that were running before the agent, and processes that ask to be protected.
+From a wrapper's exec on the kernel follows its tree by itself. Here is what it cannot know: wrappers that
+were running before the agent, processes that ask to be protected, and trees that are let go.
 """
 
 import ctypes
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,12 +17,19 @@ from agent import abi
 from agent.config import Config
 from agent.errors import AgentError, ConfigError
 from agent.events import TreeId
+from agent.executables import Executables
 from agent.kernel import BPF_NOEXIST, Kernel
-from agent.processes import COMM_BYTES, TICK_NS, FileId, Processes, file_id
-from agent.vectors import CATALOGUE, Layer
+from agent.processes import TICK_NS, Processes
+from agent.rules import PodRules, Rules
+from agent.vectors import Layer
 
-_RATE_WINDOW_NS = 1_000_000_000
-_WRAPPERS, _EXEMPT = "cloudtaser_wexe", "cloudtaser_xexe"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """Where a process lives: cgroup ids of its pod, 0 where it is in none, and of its container."""
+
+    pod: int = 0
+    cgroup: int = 0
 
 
 class Protected:
@@ -34,16 +42,23 @@ class Protected:
         layer: Layer,
         *,
         announce: Callable[[bytes], None] = lambda _record: None,
+        home_of: Callable[[int], Home] = lambda _pid: Home(),
+        pods: PodRules | None = None,
         proc: Path = Path("/proc"),
+        root: Path = Path("/"),
     ) -> None:
-        """Take the kernel's side; `announce` gets the record of each tree that begins or ends here."""
+        """Take the kernel's side; `announce` gets the record of each tree that begins or ends here.
+
+        `home_of` tells where a running process lives; the node's files are below `root`.
+        """
+        self.rules = Rules(kernel.map("cloudtaser_conf"), config, layer, pods)
         self._kernel = kernel
         self._config = config
-        self._layer = layer
         self._announce = announce
+        self._home_of = home_of
         self._processes = Processes(proc)
+        self._executables = Executables(kernel, config, self._processes, root)
         self._members = kernel.map("cloudtaser_memb")
-        self._files: dict[tuple[str, str], FileId] = {}
         self._without_wrapper: dict[tuple[int, int], bytes] = {}
 
     def configure(self) -> None:
@@ -53,42 +68,29 @@ class Protected:
             ConfigError: more names or files than the programs can look for.
 
         """
-        self._write_config(armed=False)
-        names = self._kernel.map("cloudtaser_name")
-        for name in self._names():
-            for text, flag in ((name, abi.NameFlag.OF_FILE), (name[:COMM_BYTES], abi.NameFlag.OF_TASK)):
-                flags = ctypes.c_uint32()
-                key = abi.Name(text=text)
-                names.lookup(key, flags)
-                flags.value |= flag
-                if not names.update(key, flags):
-                    raise ConfigError("protect-exe: more names than can be looked for, which is 128 or more")
-        self.refresh()
+        self.rules.begin()
+        self._executables.write()
 
     def refresh(self) -> None:
-        """Follow the files that the configuration names by path: an update gives them a new inode.
-
-        A file that is missing keeps its last inode for as long as it is missing, as it is in the moment of
-        an update.
+        """Follow the files that the configuration names by path.
 
         Raises:
             ConfigError: more files than the programs can look for.
 
         """
-        wanted = [(_WRAPPERS, path) for path in self._config.protect_exe if "/" in path]
-        wanted += [(_EXEMPT, path) for path in self._config.exempt_exe]
-        before = {map_name: self._known(map_name) for map_name in (_WRAPPERS, _EXEMPT)}
-        for map_name, path in wanted:
-            if (found := file_id(Path(path))) is not None:
-                self._files[(map_name, path)] = found
-        for map_name, known in before.items():
-            files, now = self._kernel.map(map_name), self._known(map_name)
-            for gone in known - now:
-                files.delete(_file_key(gone))
-            for new in now - known:
-                if not files.update(_file_key(new), ctypes.c_uint32(1)):
-                    option = "protect-exe" if map_name == _WRAPPERS else "exempt-exe"
-                    raise ConfigError(f"{option}: more files than can be looked for: name fewer")
+        self._executables.refresh()
+
+    def change(self, config: Config) -> None:
+        """Follow a new configuration: actions, names and files. Trees that are protected stay so.
+
+        Raises:
+            ConfigError: more names or files than the programs can look for.
+
+        """
+        self._config = config
+        # First: an operator who turns everything to detect must not be held up by a name too many.
+        self.rules.change(config)
+        self._executables.change(config)
 
     def scan(self) -> None:
         """Protect the wrappers that run already, and exempt the running exempt executables.
@@ -102,21 +104,20 @@ class Protected:
                 self.protect(pid)
             except AgentError as err:
                 raise ConfigError(f"--protect-pid {pid}: {err}") from err
-        exempt = self._known(_EXEMPT)
         for pid in psutil.pids():
             try:
                 executable = self._processes.executable(pid)
-                if executable in exempt:
-                    self._exempt(pid, executable)
-                if pid != os.getpid() and self._is_wrapper(pid, executable) and not self._is_member(pid):
+                self._executables.exempt_if_listed(pid, executable)
+                wrapper = pid != os.getpid() and self._executables.is_wrapper(pid, executable)
+                if wrapper and not self.is_member(pid):
                     self.protect(pid)
             except AgentError:
                 continue  # it has gone
 
-    def protect(self, pid: int, flags: int = 0) -> TreeId:
+    def protect(self, pid: int, flags: int = 0, home: Home | None = None) -> TreeId:
         """Make `pid` the root of a protected tree, with what descends from it; return the tree.
 
-        A process that is in a tree already stays there.
+        A process that is in a tree already stays there. `home` is looked up where it is not given.
 
         Raises:
             AgentError: there is no such process, or it cannot be protected.
@@ -133,27 +134,75 @@ class Protected:
         if self._members.lookup(ctypes.c_uint32(pid), known) and _is(known, start_ns):
             return TreeId(pid=known.tree.pid, start_ns=known.tree.start_ns)
         self._kernel.wake()
-        self._write_config(armed=True)
+        self.rules.write()
         tree = abi.Tree(pid=pid, start_ns=start_ns)
-        if not self._insert(pid, tree, flags):
+        home = home or self._home_of(pid)
+        if not self._insert(pid, tree, flags, home):
             raise AgentError(f"process {pid} has just ended")
         # A child that was forked before its parent was in the map is found by looking again, until a look
         # finds nothing new: from then on the kernel sees every fork.
-        while sum(self._insert(child, tree, flags) for child in _descendants(pid)):
+        while sum(self._insert(child, tree, flags, home) for child in _descendants(pid)):
             pass
-        if not flags:
-            self._announce(self._begins(pid, tree))
+        if not flags & abi.MemberFlag.CANARY:
+            comm = self._processes.comm(pid)
+            self._announce(_tree_record(abi.Kind.TREE_BEGINS, tree, comm, home))
         return TreeId(pid=pid, start_ns=start_ns)
 
     def forget(self, pid: int) -> None:
         """Let go of one process; what descends from it stays protected."""
         self._members.delete(ctypes.c_uint32(pid))
 
-    def wrapper_gone(self, record: bytes) -> None:
-        """Take the kernel's word that a wrapper has gone; its tree ends with the last that descends."""
+    def forget_trees(self, chosen: Callable[[abi.Member], bool]) -> dict[TreeId, bytes]:
+        """Let go of every member that is `chosen`; return the trees they were, each with its last record.
+
+        A member that forks meanwhile leaves a child that is one, too, so it looks until it finds none.
+        What the choice depends on must be the same throughout a tree.
+        """
+        gone: dict[TreeId, bytes] = {}
+        while found := {pid: member for pid, member in self._kernel.members().items() if chosen(member)}:
+            for pid, member in found.items():
+                self._members.delete(ctypes.c_uint32(pid))
+                tree = TreeId(pid=member.tree.pid, start_ns=member.tree.start_ns)
+                noted = self._without_wrapper.pop((tree.pid, tree.start_ns), b"")
+                gone[tree] = (
+                    gone.get(tree)
+                    or noted
+                    or _tree_record(
+                        abi.Kind.TREE_ENDS,
+                        member.tree,
+                        member.comm,
+                        Home(pod=member.pod, cgroup=member.cgroup),
+                    )
+                )
+        return gone
+
+    def comm(self, pid: int) -> bytes:
+        """Return the name of a running process, nothing if there is none."""
+        try:
+            return self._processes.comm(pid)
+        except AgentError:
+            return b""
+
+    def is_member(self, pid: int) -> bool:
+        """Return whether the running process is protected.
+
+        Raises:
+            AgentError: there is no such process.
+
+        """
+        known = abi.Member()
+        found = self._members.lookup(ctypes.c_uint32(pid), known)
+        return found and _is(known, self._processes.start_ns(pid))
+
+    def wrapper_gone(self, record: bytes) -> bool:
+        """Take the kernel's word that a wrapper has gone; its tree ends with the last that descends.
+
+        Return False: it is told when it has ended.
+        """
         # By tree, as two last threads that exit at once may both report it.
         tree = abi.TreeRecord.from_buffer_copy(record).tree
         self._without_wrapper[(tree.pid, tree.start_ns)] = record
+        return False
 
     def announce_ends(self) -> None:
         """Announce the trees whose last process has gone since."""
@@ -163,7 +212,7 @@ class Protected:
         for tree in self._without_wrapper.keys() - alive:
             self._announce(self._without_wrapper.pop(tree))
 
-    def _insert(self, pid: int, tree: abi.Tree, flags: int) -> bool:
+    def _insert(self, pid: int, tree: abi.Tree, flags: int, home: Home) -> bool:
         # True where it is new; False where it is known already, or has gone.
         key = ctypes.c_uint32(pid)
         try:
@@ -171,7 +220,15 @@ class Protected:
             comm = self._processes.comm(pid)
         except AgentError:
             return False
-        member = abi.Member(tree=tree, start_ns=start_ns, slack_ns=TICK_NS - 1, flags=flags, comm=comm)
+        member = abi.Member(
+            tree=tree,
+            start_ns=start_ns,
+            slack_ns=TICK_NS - 1,
+            pod=home.pod,
+            cgroup=home.cgroup,
+            flags=flags,
+            comm=comm,
+        )
         while not self._members.update(key, member, BPF_NOEXIST):
             known = abi.Member()
             if not self._members.lookup(key, known):
@@ -188,56 +245,21 @@ class Protected:
             self._members.delete(key)
         return same
 
-    def _exempt(self, pid: int, executable: FileId | None) -> None:
-        exempt = self._kernel.map("cloudtaser_xpid")
-        exempt.update(ctypes.c_uint32(pid), ctypes.c_uint64(self._processes.start_ns(pid)))
-        if self._processes.executable(pid) != executable:  # an exec since we looked
-            exempt.delete(ctypes.c_uint32(pid))
 
-    def _write_config(self, *, armed: bool) -> None:
-        action = (ctypes.c_uint8 * abi.MAX_VECTORS)()
-        for vector in CATALOGUE:
-            action[vector.number] = self._config.action(vector)
-        self._kernel.map("cloudtaser_conf").update(
-            ctypes.c_uint32(0),
-            abi.Config(
-                action=action,
-                rate_window_ns=_RATE_WINDOW_NS,
-                rate_burst=self._config.rate_burst,
-                layer=self._layer,
-                armed=armed,
+def _tree_record(kind: abi.Kind, tree: abi.Tree, comm: bytes, home: Home) -> bytes:
+    return bytes(
+        abi.TreeRecord(
+            header=abi.Header(
+                ktime_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+                kind=kind,
+                size=ctypes.sizeof(abi.TreeRecord),
             ),
+            wrapper=abi.Task(start_ns=tree.start_ns, tgid=tree.pid, tid=tree.pid, comm=comm),
+            tree=tree,
+            cgroup=home.cgroup,
+            pod=home.pod,
         )
-
-    def _names(self) -> list[bytes]:
-        return [os.fsencode(name) for name in self._config.protect_exe if "/" not in name]
-
-    def _known(self, map_name: str) -> set[FileId]:
-        return {file for (of, _), file in self._files.items() if of == map_name}
-
-    def _is_wrapper(self, pid: int, executable: FileId | None) -> bool:
-        if executable in self._known(_WRAPPERS):
-            return True
-        file_name, comm = self._processes.executable_name(pid), self._processes.comm(pid)
-        return any(file_name == name or comm == name[:COMM_BYTES] for name in self._names())
-
-    def _is_member(self, pid: int) -> bool:
-        known = abi.Member()
-        found = self._members.lookup(ctypes.c_uint32(pid), known)
-        return found and _is(known, self._processes.start_ns(pid))
-
-    def _begins(self, pid: int, tree: abi.Tree) -> bytes:
-        return bytes(
-            abi.TreeRecord(
-                header=abi.Header(
-                    ktime_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
-                    kind=abi.Kind.TREE_BEGINS,
-                    size=ctypes.sizeof(abi.TreeRecord),
-                ),
-                wrapper=abi.Task(start_ns=tree.start_ns, tgid=pid, tid=pid, comm=self._processes.comm(pid)),
-                tree=tree,
-            )
-        )
+    )
 
 
 def _is(member: abi.Member, start_ns: int) -> bool:
@@ -250,7 +272,3 @@ def _descendants(pid: int) -> Iterable[int]:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def _file_key(file: FileId) -> abi.FileId:
-    return abi.FileId(inode=file.inode, device=file.device)

@@ -56,6 +56,7 @@ enum ct_kind {
 	CT_RECORD_ATTEMPT = 1,
 	CT_RECORD_TREE_BEGINS = 2,
 	CT_RECORD_TREE_ENDS = 3, /* the wrapper has gone, others of the tree may live on */
+	CT_RECORD_CGROUP = 4, /* a cgroup was made where pods and their containers have theirs */
 };
 
 /* Which file of /proc the offender reads when the kernel takes another process's mmap lock. */
@@ -71,6 +72,16 @@ enum ct_path_class {
 enum ct_member_flag {
 	CT_MEMBER_CANARY = 1, /* the self-test's own target: counted and reported apart */
 	CT_MEMBER_EXITED = 2, /* a zombie, or about to be: nothing is left to protect */
+	CT_MEMBER_OF_POD = 4, /* the wrapper is one by its pod alone, not by its name */
+	CT_MEMBER_UNTOLD = 8, /* its exec is not over, and nobody has been told of the tree */
+};
+
+/* What a cgroup is, and what its pod says.  A pod that is not in the map is not known yet. */
+enum ct_pod_kind {
+	CT_POD_PARENT = 1, /* pods have their cgroups directly under this one */
+	CT_POD_UNSAID = 2, /* wrappers are known by name */
+	CT_POD_YES = 3, /* the main process of each container is a wrapper */
+	CT_POD_NO = 4, /* nothing is protected, whatever it is called */
 };
 
 /* Bits of the values of the wrapper-name map. */
@@ -97,6 +108,7 @@ enum ct_limits {
 	CT_NAME = 32, /* an inline dentry name with its NUL, on every kernel */
 	CT_EXE_PARTS = 4, /* path components of the offender's executable, the file first */
 	CT_PATHS = 16, /* kernel functions whose address range tells a path class */
+	CT_MAX_PODS = 4096, /* of a node, with the cgroups above them: far more than kubelet runs */
 };
 
 /* A protected tree: its wrapper's pid and start.  Never a pid alone, pids come back. */
@@ -111,9 +123,18 @@ struct ct_member {
 	struct ct_tree tree;
 	__u64 start_ns; /* of this process; with slack_ns its identity */
 	__u64 slack_ns; /* 0 when the kernel wrote start_ns; one clock tick when /proc did */
+	__u64 pod; /* cgroup id of the wrapper's pod; 0: in none */
+	__u64 cgroup; /* cgroup id of the wrapper's container, or its own; 0: unknown */
 	__u32 flags; /* enum ct_member_flag */
 	__u32 reserved;
 	char comm[CT_COMM]; /* kept here because some hooks know the target by its inode only */
+};
+
+/* Value of the map of pods; its key is the id of the pod's cgroup. */
+struct ct_pod {
+	__u8 action[CT_MAX_VECTORS]; /* enum ct_action by enum ct_vector, for the pod's trees */
+	__u32 kind; /* enum ct_pod_kind */
+	__u32 shared_pids; /* 1: no container has a pid namespace of its own */
 };
 
 /* Key of the map of wrapper names, padded with NULs. */
@@ -148,7 +169,11 @@ struct ct_config {
 	__u32 rate_burst; /* events per offender and vector in a window; 0: no limit */
 	__u32 layer; /* enum ct_layer: the layer chosen for this node */
 	__u32 armed; /* 1 once anything has been protected: nothing is judged before */
-	__u32 reserved;
+	__u32 pods; /* 1: there are pods on this node */
+	__u32 hierarchy; /* number of the cgroup hierarchy in which pods are told apart */
+	__u32 shared_pods; /* 1: some pod that says yes shares its pid namespace */
+	__u32 protect_unknown; /* 1: so is a container that starts before its pod is known */
+	__u32 any_parent; /* 1: no cgroup of pods is known yet, and any new one may become it */
 };
 
 /* Key of the rate limiter. */
@@ -165,7 +190,7 @@ struct ct_rate {
 
 struct ct_header {
 	__u64 ktime_ns; /* CLOCK_MONOTONIC */
-	__u64 cgroup_id; /* of the task that ran the hook; 0 where there is no cgroup v2 */
+	__u64 cgroup_id; /* of the container that ran the hook, or the task's own; 0 unknown */
 	__u32 kind; /* enum ct_kind */
 	__u32 size; /* of the whole record */
 };
@@ -191,6 +216,7 @@ struct ct_attempt {
 	struct ct_task offender;
 	struct ct_task target;
 	struct ct_tree tree; /* the target's */
+	__u64 target_cgroup; /* of the container that the tree's wrapper is in, or its own */
 	__u32 tracer_tgid; /* ptrace-traceme: who traces, or would; 0 elsewhere */
 	__u32 reserved;
 	char tracer_comm[CT_COMM];
@@ -203,6 +229,15 @@ struct ct_tree_record {
 	struct ct_header header;
 	struct ct_task wrapper;
 	struct ct_tree tree;
+	__u64 cgroup; /* of the wrapper's container, or its own */
+	__u64 pod; /* cgroup id of its pod; 0: in none */
+};
+
+/* A cgroup that has just been made. */
+struct ct_cgroup_record {
+	struct ct_header header;
+	__u64 id;
+	__u64 parent;
 };
 
 #endif /* CLOUDTASER_EVENTS_H */

@@ -24,6 +24,9 @@
 #define PTRACE_ATTACH 16
 #define PTRACE_SEIZE 0x4206
 
+/* signal_struct.flags: the first process of a pid namespace. */
+#define SIGNAL_UNKILLABLE 0x40
+
 /* thread_info.status: inside a 32-bit system call. */
 #define TS_COMPAT 0x0002
 /* Set in the number of an x32 system call. */

@@ -28,6 +28,15 @@ BPF_HASH(cloudtaser_xpid, u32, u64, 16384);
  */
 BPF_TABLE("lru_hash", u64, u32, cloudtaser_inod, 16384);
 
+/*
+ * Pods by the id of their cgroup, and the cgroups above them.  Full: the pod stays unknown, and its
+ * containers are protected until they end; the agent says so.
+ */
+BPF_HASH(cloudtaser_pods, u64, struct ct_pod, CT_MAX_PODS);
+
+/* The main process of each container that shares its pid namespace, by the container's cgroup id. */
+BPF_HASH(cloudtaser_main, u64, u32, CT_MAX_PODS);
+
 /* System call of a thread, where the kernel has no helper that tells it (syscall_entry.bpf.c). */
 BPF_TABLE("lru_hash", u64, u32, cloudtaser_sysc, 4096);
 

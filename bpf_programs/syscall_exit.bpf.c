@@ -200,7 +200,7 @@ int undo_stop(u64 *ctx)
 	if (!member || (me->ptrace && !ct_outsider(me->parent->tgid, member)))
 		return 0;
 	config = ct_configuration();
-	if (config && ct_action(config, CT_PTRACE_ATTACH) == CT_KILL)
+	if (config && ct_action(config, member, CT_PTRACE_ATTACH) == CT_KILL)
 		bpf_send_signal(SIGCONT);
 	return 0;
 }

@@ -1,18 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Follows protected trees: whatever a member forks is a member, whatever is called like a wrapper
- * becomes the root of a tree at its exec, before its first instruction.
+ * becomes the root of a tree at its exec, before its first instruction; and so does the main process
+ * of each container of a pod that says yes, or that is not known yet.
  *
- * Hooks: sched_process_fork, sched_process_exec, sched_process_exit, sched_process_free (raw
- *        tracepoints, all layers).
+ * Hooks: sched_process_fork, task_rename, sched_process_exec, sched_process_exit,
+ *        sched_process_free (raw tracepoints, all layers).
  * Fails: open.  A member that does not fit into the map is not protected; it is counted as
  *        members_full, and the agent says so.
  * Decides, too: a process that is being traced by an outsider and execs a wrapper is killed
  *        (ptrace-traceme), as its tracer would own the secrets.
- * Not covered: descendants that were re-parented before protection began (the agent's scan).
+ * Not covered: descendants that were re-parented before protection began (the agent's scan); what a
+ *        container's runtime holds before the exec: environment and arguments, never the secrets that
+ *        a wrapper fetches; in a pod with a shared pid namespace that is not known yet, all but its
+ *        first process.
  */
 
-/* Whether the exec that the current task has just made of this file makes it a wrapper. */
+/* Whether a program of this file makes the task that executes it a wrapper. */
 static __always_inline int ct_is_wrapper(struct dentry *dentry, struct ct_file_id *file)
 {
 	struct ct_name name = {};
@@ -22,16 +26,60 @@ static __always_inline int ct_is_wrapper(struct dentry *dentry, struct ct_file_i
 		return 1;
 	ct_dentry_name(dentry, name.text);
 	flags = cloudtaser_name.lookup(&name);
-	if (flags && *flags & CT_NAME_OF_FILE)
-		return 1;
-	/*
-	 * A link or a script goes by the name that exec was given, which is comm by now.  By the helper,
-	 * which pads it; the kernel itself has not always.
-	 */
-	__builtin_memset(&name, 0, sizeof(name));
+	return flags && *flags & CT_NAME_OF_FILE;
+}
+
+/*
+ * Whether the name that the current task has since its exec does.  A link or a script goes by the name
+ * that exec was given.  By the helper, which pads it; the kernel itself has not always.
+ */
+static __always_inline int ct_is_called_wrapper(void)
+{
+	struct ct_name name = {};
+	u32 *flags;
+
 	bpf_get_current_comm(name.text, CT_COMM);
 	flags = cloudtaser_name.lookup(&name);
 	return flags && *flags & CT_NAME_OF_TASK;
+}
+
+/* How a task that is no member may become a wrapper by its exec. */
+enum ct_candidate {
+	CT_NO_CANDIDATE,
+	CT_FIRST_OF_NAMESPACE, /* process 1 of a container's own pid namespace */
+	CT_IN_CONTAINER, /* started from outside of a container; the first is its main process */
+};
+
+static __always_inline int ct_candidate(struct task_struct *task, const struct ct_config *config)
+{
+	/* One below the node's: in a namespace further down only the container itself starts processes. */
+	if (task->signal->flags & SIGNAL_UNKILLABLE && task->thread_pid->level == 1)
+		return CT_FIRST_OF_NAMESPACE;
+	/*
+	 * The runtime, which starts it, is outside of the container's mounts.  So is what the runtime
+	 * makes of itself before it enters them.
+	 */
+	if (config->shared_pods && task->nsproxy->mnt_ns != task->real_parent->nsproxy->mnt_ns)
+		return CT_IN_CONTAINER;
+	return CT_NO_CANDIDATE;
+}
+
+/* Whether the container's main process, which this is or is not, is a wrapper. */
+static __always_inline int ct_by_pod(const struct ct_config *config, const struct ct_home *home,
+				     int candidate, u32 tgid)
+{
+	u64 container = home->cgroup;
+
+	if (!home->pod || candidate == CT_NO_CANDIDATE)
+		return 0;
+	if (!home->known)
+		return config->protect_unknown && candidate == CT_FIRST_OF_NAMESPACE;
+	if (home->known->kind != CT_POD_YES)
+		return 0;
+	if (!home->known->shared_pids)
+		return candidate == CT_FIRST_OF_NAMESPACE;
+	/* Process 1 of a shared namespace is nobody's: it only holds the namespace. */
+	return candidate == CT_IN_CONTAINER && !cloudtaser_main.insert(&container, &tgid);
 }
 
 static __always_inline void ct_tree_record(u32 kind, struct task_struct *wrapper,
@@ -52,7 +100,51 @@ static __always_inline void ct_tree_record(u32 kind, struct task_struct *wrapper
 	record->wrapper.ppid = wrapper->real_parent->tgid;
 	ct_copy_comm(record->wrapper.comm, wrapper);
 	record->tree = member->tree;
+	record->cgroup = member->cgroup;
+	record->pod = member->pod;
 	cloudtaser_ring.ringbuf_submit(record, 0);
+}
+
+/* The task is the root of a tree from now on; NULL where it does not fit. */
+static __always_inline struct ct_member *ct_tree_begins(struct ct_config *config,
+							struct task_struct *task,
+							const struct ct_home *home, u32 flags)
+{
+	u64 start = task->group_leader->start_boottime;
+	u32 tgid = task->tgid;
+	struct ct_member root = {
+		.tree = { .start_ns = start, .pid = tgid },
+		.start_ns = start,
+		.pod = home->pod,
+		.cgroup = home->cgroup,
+		.flags = flags,
+	};
+
+	ct_copy_comm(root.comm, task);
+	if (cloudtaser_memb.update(&tgid, &root)) {
+		ct_count_loss(CT_LOSS_MEMBERS_FULL);
+		return 0;
+	}
+	config->armed = 1;
+	return ct_member_of(tgid);
+}
+
+/* The same for a task that executes a program, if that makes it a wrapper; it is not told of yet. */
+static __always_inline struct ct_member *ct_wrapper_begins(struct ct_config *config,
+							   struct task_struct *task, int named)
+{
+	int candidate = config->pods ? ct_candidate(task, config) : CT_NO_CANDIDATE;
+	struct ct_home home = {};
+
+	if (!named && candidate == CT_NO_CANDIDATE)
+		return 0;
+	ct_home_of(task, &home);
+	if (home.known && home.known->kind == CT_POD_NO)
+		return 0;
+	if (!named && !ct_by_pod(config, &home, candidate, task->tgid))
+		return 0;
+	return ct_tree_begins(config, task, &home,
+			      CT_MEMBER_UNTOLD | (named ? 0 : CT_MEMBER_OF_POD));
 }
 
 /* The task is alive but has not run yet: it is a member, or known not to be, from its first step. */
@@ -84,6 +176,29 @@ int tree_fork(u64 *ctx)
 	return 0;
 }
 
+/*
+ * In the middle of an exec: the new memory is in place, and nobody else gets at it before the exec has
+ * got further (exec_update_lock).  So whoever finds this memory finds a member; at sched_process_exec
+ * an attacker who waited for that lock may have pages of it already, and read them at leisure.
+ */
+int tree_rename(u64 *ctx)
+{
+	struct task_struct *task = (struct task_struct *)ctx[0];
+	struct ct_config *config = ct_configuration();
+	struct mm_struct *mm = task->mm;
+	struct ct_file_id file = {};
+	struct inode *inode;
+
+	/* Else somebody renames a task that runs: it has had code since its exec. */
+	if (!config || !mm || mm->start_code || ct_member_task(task))
+		return 0;
+	inode = mm->exe_file->f_inode;
+	file.inode = inode->i_ino;
+	file.device = inode->i_sb->s_dev;
+	ct_wrapper_begins(config, task, ct_is_wrapper(mm->exe_file->f_dentry, &file));
+	return 0;
+}
+
 int tree_exec(u64 *ctx)
 {
 	struct task_struct *task = (struct task_struct *)ctx[0];
@@ -92,6 +207,7 @@ int tree_exec(u64 *ctx)
 	struct inode *inode = bprm->file->f_inode;
 	struct ct_file_id file = { .inode = inode->i_ino, .device = inode->i_sb->s_dev };
 	u64 start = task->group_leader->start_boottime;
+	struct ct_config *config = ct_configuration();
 	struct ct_member *member;
 	struct task_struct *tracer;
 	u32 tgid = task->tgid;
@@ -102,24 +218,15 @@ int tree_exec(u64 *ctx)
 		cloudtaser_xpid.delete(&tgid);
 
 	member = ct_member_task(task);
+	if (!member && config)
+		member = ct_wrapper_begins(config, task,
+					   ct_is_wrapper(dentry, &file) || ct_is_called_wrapper());
 	if (member) {
 		ct_copy_comm(member->comm, task);
-	} else if (ct_is_wrapper(dentry, &file)) {
-		struct ct_member root = {
-			.tree = { .start_ns = start, .pid = tgid },
-			.start_ns = start,
-		};
-		struct ct_config *config = ct_configuration();
-
-		ct_copy_comm(root.comm, task);
-		if (cloudtaser_memb.update(&tgid, &root)) {
-			ct_count_loss(CT_LOSS_MEMBERS_FULL);
-			return 0;
+		if (member->flags & CT_MEMBER_UNTOLD) {
+			member->flags &= ~CT_MEMBER_UNTOLD;
+			ct_tree_record(CT_RECORD_TREE_BEGINS, task, member);
 		}
-		if (config)
-			config->armed = 1;
-		ct_tree_record(CT_RECORD_TREE_BEGINS, task, &root);
-		member = ct_member_of(tgid);
 	}
 	if (!member || !task->ptrace)
 		return 0;
@@ -154,7 +261,8 @@ int tree_exit(u64 *ctx)
 	if (!member || member->flags & CT_MEMBER_EXITED)
 		return 0;
 	member->flags |= CT_MEMBER_EXITED;
-	if (member->tree.pid == task->tgid && !(member->flags & CT_MEMBER_CANARY))
+	if (member->tree.pid == task->tgid &&
+	    !(member->flags & (CT_MEMBER_CANARY | CT_MEMBER_UNTOLD)))
 		ct_tree_record(CT_RECORD_TREE_ENDS, task, member);
 	return 0;
 }

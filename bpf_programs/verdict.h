@@ -55,9 +55,34 @@ static __always_inline struct ct_config *ct_configuration(void)
 	return cloudtaser_conf.lookup(&zero);
 }
 
-static __always_inline u32 ct_action(const struct ct_config *config, u32 vector)
+/* What is asked for an attempt on this member: by its pod where that is known, else by the node. */
+static __always_inline u32 ct_action(const struct ct_config *config, const struct ct_member *target,
+				     u32 vector)
 {
-	return vector < CT_MAX_VECTORS ? config->action[vector] : CT_DETECT;
+	struct ct_pod *pod = 0;
+	u64 id;
+
+	if (vector >= CT_MAX_VECTORS)
+		return CT_DETECT;
+	if (target && target->pod) {
+		id = target->pod;
+		pod = cloudtaser_pods.lookup(&id);
+	}
+	return pod ? pod->action[vector] : config->action[vector];
+}
+
+/*
+ * Whether the caller has been killed already, by another agent that watches the same node while one
+ * replaces the other: one attempt is one kill.  Only tracepoints need to ask: a function whose value was
+ * changed by one program is not shown to the next.
+ */
+static __always_inline int ct_is_dying(void)
+{
+#ifdef CT_HAVE_GET_CURRENT_TASK_BTF
+	return !!(ct_current_task()->pending_signals & 1ULL << (SIGKILL - 1));
+#else
+	return 0;
+#endif
 }
 
 /* Whether the offender may send one more event about this vector. */
@@ -88,7 +113,7 @@ static __always_inline int ct_within_rate(const struct ct_config *config, u32 tg
 static __always_inline void ct_header(struct ct_header *header, u32 kind, u32 size)
 {
 	header->ktime_ns = bpf_ktime_get_ns();
-	header->cgroup_id = bpf_get_current_cgroup_id();
+	header->cgroup_id = ct_current_cgroup();
 	header->kind = kind;
 	header->size = size;
 }
@@ -160,6 +185,7 @@ static __always_inline void ct_report(const struct ct_config *config, const stru
 		attempt->target.tid = this->target_tid;
 		attempt->target.start_ns = target->start_ns;
 		attempt->tree = target->tree;
+		attempt->target_cgroup = target->cgroup;
 		__builtin_memcpy(attempt->target.comm, target->comm, CT_COMM);
 		if (target->flags & CT_MEMBER_CANARY)
 			attempt->flags |= CT_ATTEMPT_SELFTEST;
@@ -187,7 +213,7 @@ static __always_inline int ct_verdict(const struct ct_case *this, const struct c
 
 	if (!config)
 		return 0;
-	action = ct_action(config, this->vector);
+	action = ct_action(config, target, this->vector);
 	outcome = action;
 	if (outcome == CT_KILLED && !target)
 		outcome = CT_DENIED;
@@ -195,6 +221,8 @@ static __always_inline int ct_verdict(const struct ct_case *this, const struct c
 		outcome = CT_DETECTED;
 	if (outcome == CT_DETECTED && this->flags & CT_ATTEMPT_SECOND_LINE)
 		return 0;
+	if (outcome == CT_KILLED && this->layer == CT_TRACEPOINT && ct_is_dying())
+		return -EPERM;
 
 	bank = target && target->flags & CT_MEMBER_CANARY;
 	slot = ((bank * CT_MAX_VECTORS + this->vector) * CT_LAYERS + this->layer) * CT_OUTCOMES +

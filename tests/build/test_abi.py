@@ -24,6 +24,7 @@ PREFIXES = {
     "NameFlag": "CT_NAME_",
     "Outcome": "CT_",
     "PathClass": "CT_PATH_",
+    "PodKind": "CT_POD_",
 }
 # Limits that Python does not name but follows from what it has.
 DERIVED_LIMITS = {"CT_LOSSES": len(abi.Loss)}

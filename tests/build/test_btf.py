@@ -58,17 +58,22 @@ PATHS = [
 # Like the newest kernel where an older one has a name or a place of its own, and the other way round.
 NEW_KERNEL = """
 typedef unsigned int u32; typedef unsigned long long u64; typedef long atomic_long_t;
+enum cgroup_subsys_id { cpuset_cgrp_id, cpu_cgrp_id, memory_cgrp_id, pids_cgrp_id };
 enum bpf_func_id { BPF_FUNC_unspec, BPF_FUNC_get_current_task_btf = 158, BPF_FUNC_task_pt_regs = 175 };
 struct list_head { struct list_head *next, *prev; };
 struct hlist_node { struct hlist_node *next, **pprev; };
 struct hlist_head { struct hlist_node *first; };
-struct mm_struct { struct { char counts[72]; struct task_struct *owner; struct file *exe_file; }; };
+struct mm_struct { struct { char counts[72]; unsigned long start_code, end_code; struct task_struct *owner;
+	struct file *exe_file; }; };
+struct sigset { unsigned long sig[1]; };
+struct sigpending { struct list_head list; struct sigset signal; };
 struct thread_info { unsigned long flags; u32 status; };
 struct task_struct {
 	struct thread_info thread_info; unsigned int flags, ptrace; struct mm_struct *mm; int pid, tgid;
 	struct task_struct *real_parent, *parent, *group_leader; unsigned long nvcsw, nivcsw;
 	u64 start_boottime; struct hlist_node pid_links[4]; struct list_head ptraced, ptrace_entry;
 	char comm[16]; struct files_struct *files; struct signal_struct *signal;
+	struct sigpending pending; struct pid *thread_pid; struct nsproxy *nsproxy; struct css_set *cgroups;
 };
 struct path { void *mnt; struct dentry *dentry; };
 struct file { unsigned int f_mode; union { struct path f_path, __f_path; }; void *private_data;
@@ -80,12 +85,19 @@ union shortname_store { char string[40]; unsigned long words[5]; };
 struct dentry { unsigned int d_flags; struct dentry *d_parent; struct qstr d_name;
 	struct inode *d_inode; union shortname_store d_shortname; };
 struct fdtable { unsigned int max_fds; struct file **fd; };
-struct signal_struct { int sigcnt; struct { int counter; } live; };
+struct signal_struct { int sigcnt; struct { int counter; } live; unsigned int flags; };
+struct nsproxy { int count; void *uts_ns; struct mnt_namespace *mnt_ns; };
+struct css_set { struct cgroup_subsys_state *subsys[4]; int refcount; struct cgroup *dfl_cgrp; };
+struct cgroup_subsys_state { struct cgroup *cgroup; void *ss; struct cgroup_subsys_state *parent; };
+struct cgroup { struct cgroup_subsys_state self; unsigned long flags; struct kernfs_node *kn;
+	struct cgroup_root *root; };
+struct cgroup_root { void *kf_root; int hierarchy_id; };
+struct kernfs_node { const char *name; u64 id; };
 struct files_struct { int count; struct fdtable *fdt; };
 struct linux_binprm { void *vma; struct file *executable, *interpreter, *file; };
 struct kernel_siginfo { struct { int si_signo, si_errno, si_code; }; };
 struct pt_regs { unsigned long r15, bx, cx, di, orig_ax, ip; };
-struct pid { int count; struct hlist_head tasks[4]; };
+struct pid { int count; unsigned int level; struct hlist_head tasks[4]; };
 struct proc_inode { struct pid *pid; unsigned int fd; struct inode vfs_inode; };
 """
 OLD_KERNEL = (

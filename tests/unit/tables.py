@@ -83,14 +83,14 @@ def identity(path):
     return found.st_ino, os.major(found.st_dev) << 20 | os.minor(found.st_dev)
 
 
-def begin(folder, ticks, comm="a (b) c"):
-    """Let PID be a process that started then; what had the pid before is gone. Return its /proc."""
-    files = folder / str(PID)
+def begin(folder, ticks, comm="a (b) c", pid=PID):
+    """Let `pid` be a process that started then; what had it before is gone. Return its /proc."""
+    files = folder / str(pid)
     files.mkdir(parents=True, exist_ok=True)
     fields = ["S", *(str(at) for at in range(4, 22)), str(ticks), "0", "0"]
-    (files / "stat").write_text(f"{PID} ({comm}) {' '.join(fields)}\n")
+    (files / "stat").write_text(f"{pid} ({comm}) {' '.join(fields)}\n")
     (files / "comm").write_text(f"{comm}\n")
-    (files / "status").write_text(f"Name:\t{comm}\nTgid:\t{PID}\nPid:\t{PID}\n")
+    (files / "status").write_text(f"Name:\t{comm}\nTgid:\t{pid}\nPid:\t{pid}\n")
     return folder
 
 

@@ -187,6 +187,11 @@ def test_what_left_nothing_is_unknown_and_counted(node):
     assert node.attribution.unknown == 7
 
 
+def test_who_only_looks_is_not_counted(node):
+    assert node.attribution.find(17, PID, count=False) == UNKNOWN
+    assert node.attribution.unknown == 0
+
+
 def test_a_pid_that_came_back_in_another_cgroup_is_not_believed(node):
     gone = node.make(CONTAINER)
     node.make(f"/kubepods/pod{STATIC}/{ID_2}")

@@ -39,10 +39,10 @@ class Tree:
         (directory / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
         return directory
 
-    def process(self, pid, *, in_namespaces=(1,), started=100, state="S", cgroup=None):
+    def process(self, pid, *, in_namespaces=(1,), started=100, state="S", flags=0, cgroup=None):
         files = self.proc / str(pid)
         files.mkdir(exist_ok=True)
-        fields = [state, *["0"] * 18, str(started), "0"]
+        fields = [state, *["0"] * 5, str(flags), *["0"] * 12, str(started), "0"]
         (files / "stat").write_text(f"{pid} (a) b) {' '.join(fields)}\n")
         numbers = "\t".join(str(number) for number in (pid, *in_namespaces))
         (files / "status").write_text(f"Name:\tNSpid:\nTgid:\t{pid}\nNStgid:\t{numbers}\nNSpid:\t{numbers}\n")
@@ -266,6 +266,15 @@ def test_a_process_of_the_node_is_no_main_process(tree, container):
     tree.process(1, in_namespaces=())
 
     assert tree.cgroups().main_process(container, shared_pids=False) is None
+
+
+@pytest.mark.parametrize("shared_pids", [False, True])
+def test_the_runtime_before_its_exec_is_no_main_process(tree, container, shared_pids):
+    tree.process(20, started=8, flags=0x40)  # PF_FORKNOEXEC
+    assert tree.cgroups().main_process(container, shared_pids) is None
+
+    tree.process(30, started=9)
+    assert tree.cgroups().main_process(container, shared_pids) == 30
 
 
 def test_of_two_first_processes_the_older_is_the_main_one(tree, container):

@@ -18,12 +18,12 @@ from agent.events import TreeId
 class Loop:
     """The agent's loop in a thread, and what it was asked to protect."""
 
-    def __init__(self, path):
+    def __init__(self, path, *, replace=False):
         self.protected = []
         self.status = {"mode": "enforce"}
-        self.server = ControlServer(path, protect=self.protect, status=lambda: self.status)
+        self.server = ControlServer(path, protect=self.protect, status=lambda: self.status, replace=replace)
         self._selector = selectors.DefaultSelector()
-        self.server.register(self._selector)
+        self._selector.register(self.server, selectors.EVENT_READ, self.server.handle)
         self._ended = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -334,6 +334,58 @@ def test_a_stale_socket_is_replaced(path):
 
     assert request(path, "status", 5)["ok"]
     loop.end()
+
+
+def test_the_next_agent_of_a_node_takes_the_socket_over_and_keeps_it(path, connect):
+    before = Loop(path)
+    connection = connect()
+    after = Loop(path, replace=True)
+    after.status = {"mode": "the next"}
+
+    assert request(path, "status", 5)["status"] == {"mode": "the next"}
+    connection.sendall(b'{"v": 1, "op": "status"}\n')
+    assert answers(connection, 1)[0]["status"] == {"mode": "enforce"}
+    before.end()
+    assert is_closed(connection)
+    assert request(path, "status", 5)["status"] == {"mode": "the next"}
+    after.end()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_is_no_socket_is_not_taken_over(path):
+    path.parent.mkdir()
+    path.write_text("somebody's")
+    with pytest.raises(ConfigError, match="is no socket"):
+        Loop(path, replace=True)
+
+    assert path.read_text() == "somebody's"
+
+
+def test_there_is_a_socket_at_any_time_while_it_is_taken_over(path, loop, monkeypatch):
+    answered = []
+    rename = Path.rename
+
+    def rename_later(made, target):
+        answered.append(request(path, "status", 5)["ok"])
+        assert stat.S_IMODE(made.stat().st_mode) == 0o600
+        rename(made, target)
+
+    monkeypatch.setattr(Path, "rename", rename_later)
+    after = Loop(path, replace=True)
+    after.end()
+
+    assert answered == [True]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_an_agent_left_that_was_killed_while_it_began_is_no_obstacle(path, replace):
+    path.parent.mkdir()
+    listening(path.with_name(f".{os.getpid()}")).close()
+    loop = Loop(path, replace=replace)
+
+    assert request(path, "status", 5)["ok"]
+    loop.end()
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])

@@ -54,7 +54,7 @@ TREE = """
 ATTEMPT = f"""
     {HEADER}
     01 00 00 00               kind ATTEMPT
-    48 01 00 00               size 328
+    50 01 00 00               size 336
     04 00 00 00               vector PROC_MEM
     02 00 00 00               action KILL
     02 00 00 00               outcome KILLED
@@ -64,6 +64,7 @@ ATTEMPT = f"""
     {OFFENDER}
     {TARGET}
     {TREE}
+    2b 00 00 00 00 00 00 00   target_cgroup 43
     10 00 00 00               tracer_tgid 16
     00 00 00 00               reserved
     67 64 62 73 65 72 76 65   tracer_comm gdbserver
@@ -77,12 +78,15 @@ ATTEMPT = f"""
 TREE_BEGINS = f"""
     {HEADER}
     02 00 00 00               kind TREE_BEGINS
-    50 00 00 00               size 80
+    60 00 00 00               size 96
     {TARGET}
     {TREE}
+    2a 00 00 00 00 00 00 00   cgroup 42
+    29 00 00 00 00 00 00 00   pod 41
 """
 TREE_ENDS = TREE_BEGINS.replace("02 00 00 00               kind TREE_BEGINS", "03 00 00 00   kind TREE_ENDS")
 
+PLACELESS = dict.fromkeys(("container", "container_id", "pod", "pod_uid", "namespace", "where"))
 WRAPPER = TaskInfo(start_ns=20_000_000, tgid=16, tid=17, ppid=1, uid=1000, comm="cloudtaser-wrap")
 KILLED_GDB = Attempt(
     ktime_ns=1_000_000_000,
@@ -98,6 +102,7 @@ KILLED_GDB = Attempt(
     offender=TaskInfo(start_ns=10_000_000, tgid=1234, tid=1235, ppid=1, uid=0, comm="gdb"),
     target=WRAPPER,
     tree=TreeId(pid=16, start_ns=20_000_000),
+    target_cgroup=43,
     tracer=Tracer(tgid=16, comm="gdbserver"),
     exe="/usr/bin/gdb",
     file="mem",
@@ -191,11 +196,11 @@ def test_what_is_unknown_is_none():
     [
         (b"", "0 bytes is shorter than its header"),
         (from_hex(HEADER), "16 bytes is shorter"),
-        (from_hex(ATTEMPT)[:-1], "a record of 327 bytes says that it has 328"),
-        (from_hex(ATTEMPT) + b"\0", "a record of 329 bytes says that it has 328"),
+        (from_hex(ATTEMPT)[:-1], "a record of 335 bytes says that it has 336"),
+        (from_hex(ATTEMPT) + b"\0", "a record of 337 bytes says that it has 336"),
         (from_hex(HEADER + "09 00 00 00 18 00 00 00"), "unknown kind of record 9"),
-        (from_hex(HEADER + "01 00 00 00 18 00 00 00"), "Attempt has 328 bytes, this record 24"),
-        (from_hex(HEADER + "02 00 00 00 18 00 00 00"), "TreeRecord has 80 bytes, this record 24"),
+        (from_hex(HEADER + "01 00 00 00 18 00 00 00"), "Attempt has 336 bytes, this record 24"),
+        (from_hex(HEADER + "02 00 00 00 18 00 00 00"), "TreeRecord has 96 bytes, this record 24"),
         (attempt(vector=63), "unknown vector 63"),
         (attempt(flags=8), "unknown flags 0x8"),
         (attempt(action=3), "3 is not a valid Action"),
@@ -248,18 +253,14 @@ def test_an_attempt_is_told_in_the_schema():
             "comm": "gdb",
             "exe": "/usr/bin/gdb",
             "start_time": "2026-01-02T03:04:04.010000001Z",
-            "container": None,
-            "pod": None,
-            "namespace": None,
+            **PLACELESS,
         },
         "target": {
             "pid": 16,
             "tid": 17,
             "comm": "cloudtaser-wrap",
             "tree": "16:20000000",
-            "container": None,
-            "pod": None,
-            "namespace": None,
+            **PLACELESS,
         },
         "detail": {
             "syscall": 295,
@@ -288,9 +289,7 @@ def test_what_is_unknown_is_told_as_null():
         "comm": None,
         "exe": None,
         "start_time": None,
-        "container": None,
-        "pod": None,
-        "namespace": None,
+        **PLACELESS,
     }
     assert set(told["target"].values()) == {None}
     assert told["detail"] == {
@@ -317,9 +316,7 @@ def test_a_tree_is_told_with_the_same_keys(record, kind):
             "tid": 17,
             "comm": "cloudtaser-wrap",
             "tree": "16:20000000",
-            "container": None,
-            "pod": None,
-            "namespace": None,
+            **PLACELESS,
         },
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import agent
-from agent.hooks import FOLLOW_TREES, HOOKS, NOTE_SYSCALLS, SECOND_LINE, Attach
+from agent.hooks import FOLLOW_PODS, FOLLOW_TREES, HOOKS, NOTE_SYSCALLS, SECOND_LINE, Attach
 from agent.vectors import CATALOGUE, Layer
 
 SOURCES = Path(agent.__file__).with_name("bpf_programs")
@@ -53,12 +53,17 @@ def test_a_vector_names_programs_of_its_layer(vector, layer):
 def test_every_program_is_used():
     by_vectors = {function for vector in CATALOGUE for hooks in vector.hooks.values() for function in hooks}
 
-    assert by_vectors | {*FOLLOW_TREES, *SECOND_LINE, *NOTE_SYSCALLS} == HOOKS.keys()
+    assert by_vectors | {*FOLLOW_TREES, *FOLLOW_PODS, *SECOND_LINE, *NOTE_SYSCALLS} == HOOKS.keys()
 
 
 def test_trees_are_followed_on_every_layer():
     assert {HOOKS[function].attach for function in FOLLOW_TREES} == {Attach.TRACEPOINT}
     assert not any(HOOKS[function].needs for function in FOLLOW_TREES)
+
+
+def test_pods_are_followed_on_every_layer():
+    assert {HOOKS[function].attach for function in FOLLOW_PODS} == {Attach.TRACEPOINT}
+    assert not any(HOOKS[function].needs for function in FOLLOW_PODS)
 
 
 def test_the_second_line_loads_under_lockdown():

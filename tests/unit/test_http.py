@@ -1,7 +1,9 @@
 import http.client
+import json
 import socket
 import threading
 import time
+from types import MappingProxyType
 
 import pytest
 
@@ -18,6 +20,7 @@ class Views:
     def __init__(self):
         self.health = Status(ok=True, text="works")
         self.readiness = Status(ok=False, text="attaching")
+        self.facts = {"version": "1.2.3", "ready": True, "errors": []}
         self.accepted = []
 
     def metrics(self, accept):
@@ -29,6 +32,9 @@ class Views:
 
     def ready(self):
         return self.readiness
+
+    def status(self):
+        return self.facts
 
 
 @pytest.fixture
@@ -103,6 +109,37 @@ def test_head_has_no_body(ask):
     assert (status, body, headers["Content-Length"]) == (200, b"", "5")
 
 
+def test_status_is_json_in_the_order_of_the_agent(views, ask):
+    views.facts = MappingProxyType({"ready": False, "layers": {"proc-mem": None}, "last error": "é\n\udcff"})
+
+    status, body, headers = ask("/status?pretty")
+
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert list(json.loads(body).items()) == list(views.facts.items())
+    assert body.isascii()
+    assert body.endswith(b"\n}\n")
+
+
+def test_head_of_status_has_no_body(ask):
+    length = str(len(ask("/status")[1]))
+
+    status, body, headers = ask("/status", "HEAD")
+
+    assert (status, body, headers["Content-Length"]) == (200, b"", length)
+
+
+def test_a_status_that_is_no_json_is_an_answer_and_a_line_in_the_log(views, ask, caplog):
+    views.facts = {"ready": {1, 2}}
+
+    assert ask("/status")[:2] == (500, b"see the agent's log\n")
+    assert [record.getMessage() for record in caplog.records] == ["/status could not be answered"]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/status", "/"])
+def test_how_things_stand_is_kept_by_no_cache(ask, path):
+    assert ask(path)[2]["Cache-Control"] == "no-store"
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_nothing_can_be_changed(ask, method):
     status, _, headers = ask("/metrics", method)
@@ -111,7 +148,7 @@ def test_nothing_can_be_changed(ask, method):
 
 
 def test_an_unknown_path_is_told_what_there_is(ask):
-    assert ask("/")[:2] == (404, b"try /metrics, /healthz or /readyz\n")
+    assert ask("/")[:2] == (404, b"try /metrics, /healthz, /readyz or /status\n")
 
 
 def test_answers_do_not_tell_which_python_this_is(ask):

@@ -91,9 +91,23 @@ def test_the_end_of_a_wrapper_is_not_yet_the_end_of_its_tree():
     fed: list[bytes] = []
     gone: list[bytes] = []
     begins, ends = tree_record(abi.Kind.TREE_BEGINS), tree_record(abi.Kind.TREE_ENDS)
-    loop.take([begins, ends, b"garbage"], feed=fed.append, wrapper_gone=gone.append)
+
+    def wrapper_gone(record):
+        gone.append(record)
+        return False
+
+    loop.take([begins, ends, b"garbage"], feed=fed.append, handlers={abi.Kind.TREE_ENDS: wrapper_gone})
 
     assert (fed, gone) == ([begins, b"garbage"], [ends])
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_record_that_was_handled_is_told_if_the_handler_says_so(told):
+    fed: list[bytes] = []
+    record = tree_record(abi.Kind.TREE_BEGINS)
+    loop.take([record], feed=fed.append, handlers={abi.Kind.TREE_BEGINS: lambda _record: told})
+
+    assert fed == [record] * told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

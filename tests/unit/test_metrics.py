@@ -6,7 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.abi import Loss
 from agent.events import AttemptKey
-from agent.metrics import Build, Metrics, VectorState
+from agent.metrics import Build, ClusterCounts, Metrics, Trouble, VectorState
+from agent.reload import ReloadState
 from agent.vectors import BY_ID, CATALOGUE, Layer, Outcome
 
 BUILD = Build(version="1.2.3", layer=Layer.LSM, kernel="6.1.0")
@@ -57,11 +58,15 @@ def kernel():
 
 @pytest.fixture
 def watch(metrics, kernel):
-    def watch(states=None):
+    def watch(states=None, **providers):
         layers = (Layer.LSM, Layer.TRACEPOINT)
-        metrics.watch(kernel, Stream(), lambda: states or {}, layers)
+        metrics.watch(kernel, Stream(), lambda: states or {}, layers, **providers)
 
     return watch
+
+
+def labelled(family):
+    return {tuple(sample.labels.values()): sample.value for sample in family.samples}
 
 
 @pytest.mark.usefixtures("metrics")
@@ -93,6 +98,56 @@ def test_every_series_is_there_from_the_start_at_zero(metrics, watch):
     assert {sample.labels["reason"] for sample in families["cloudtaser_ebpf_events_lost"].samples} == {
         *("rate_limited", "ring_full", "members_full", "undecodable", "sink")
     }
+    # A node without Kubernetes has the same series as any other.
+    assert labelled(families["cloudtaser_ebpf_kubernetes_errors"]) == {
+        (trouble.value,): 0 for trouble in Trouble
+    }
+    assert labelled(families["cloudtaser_ebpf_pods"]) == {("yes",): 0, ("no",): 0, ("unsaid",): 0}
+    assert labelled(families["cloudtaser_ebpf_config_reloads"]) == {("applied",): 0, ("refused",): 0}
+    for name in ("kubernetes_connected", "trees_pending", "unattributed", "config_refused"):
+        assert samples[f"cloudtaser_ebpf_{name}"] == {0: 1}
+
+
+def test_how_the_agent_stands_with_kubernetes_is_read_at_every_scrape(registry, watch):
+    counts = ClusterCounts()
+    watch(cluster=lambda: counts)
+
+    counts = ClusterCounts(
+        connected=True,
+        errors={"watch": 2, Trouble.POD: 3},
+        pods={"yes": 5, "unsaid": 7},
+        pending=11,
+        unattributed=13,
+    )
+
+    def value(name, **labels):
+        return registry.get_sample_value(f"cloudtaser_ebpf_{name}", labels)
+
+    assert value("kubernetes_connected") == 1
+    assert [value("kubernetes_errors_total", reason=each) for each in ("watch", "event", "node", "pod")] == [
+        *(2, 0, 0, 3)
+    ]
+    assert [value("pods", selected=each) for each in ("yes", "no", "unsaid")] == [5, 0, 7]
+    assert value("trees_pending") == 11
+    assert value("unattributed_total") == 13
+
+
+def test_a_refused_configuration_is_seen_until_it_is_mended(registry, watch):
+    state = ReloadState(refused="agent.yaml: unknown key 'mod'", reloads=2, refusals=3)
+    watch(reload=lambda: state)
+
+    def told():
+        return [
+            registry.get_sample_value("cloudtaser_ebpf_config_refused"),
+            registry.get_sample_value("cloudtaser_ebpf_config_reloads_total", {"result": "applied"}),
+            registry.get_sample_value("cloudtaser_ebpf_config_reloads_total", {"result": "refused"}),
+        ]
+
+    assert told() == [1, 2, 3]
+
+    state = ReloadState(reloads=3, refusals=3)
+
+    assert told() == [0, 3, 3]
 
 
 def test_the_kernels_counters_are_read_at_every_scrape(registry, kernel, watch):

@@ -7,7 +7,7 @@ import pytest
 
 from agent.btf import HELPERS
 from agent.errors import NodeError
-from agent.hooks import FOLLOW_TREES, HOOKS, NOTE_SYSCALLS, SECOND_LINE, Attach
+from agent.hooks import FOLLOW_PODS, FOLLOW_TREES, HOOKS, NOTE_SYSCALLS, SECOND_LINE, Attach
 from agent.preflight import Facts, describe, plan
 from agent.vectors import BY_ID, CATALOGUE, Layer
 
@@ -166,6 +166,14 @@ def test_an_old_kernel_notes_system_calls_and_has_no_second_line(layer):
     assert set(chosen.required) == {*FOLLOW_TREES, *hooks_of(layer), *NOTE_SYSCALLS}
     assert chosen.optional == ()
     assert covered(chosen) == BY_ID.keys()
+
+
+@pytest.mark.parametrize("layer", Layer, ids=lambda layer: layer.name)
+def test_in_a_cluster_pods_are_followed_on_every_layer(layer):
+    alone, in_a_cluster = plan(NEWEST, layer), plan(NEWEST, layer, pods=True)
+
+    assert set(in_a_cluster.required) - set(alone.required) == set(FOLLOW_PODS)
+    assert (in_a_cluster.optional, in_a_cluster.coverage) == (alone.optional, alone.coverage)
 
 
 def test_an_old_kernel_without_32_bit_calls_notes_what_it_has():

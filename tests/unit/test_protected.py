@@ -1,4 +1,4 @@
-"""What the programs are told to look for, and what is found already running, in maps of dictionaries."""
+"""What is found already running, and how a new configuration is followed, in maps of dictionaries."""
 
 import shutil
 import subprocess
@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import abi
 from agent.config import load
-from agent.errors import AgentError, ConfigError
+from agent.errors import ConfigError
 from agent.events import decode
 from agent.protected import Protected
 from agent.vectors import CATALOGUE, Action, Layer
@@ -56,106 +55,11 @@ def started(tmp_path):
         each.wait()
 
 
-def test_the_programs_are_told_what_is_asked(protected, kernel):
-    protected(mode="strict", actions={"proc-mem": "detect"}, events_per_second=7)
-
-    config = kernel.config()
-    expected = {vector.number: Action.KILL for vector in CATALOGUE} | {4: Action.DETECT}
-    assert {vector.number: config.action[vector.number] for vector in CATALOGUE} == expected
-    assert (config.rate_burst, config.rate_window_ns, config.layer) == (7, 1_000_000_000, Layer.FMOD_RET)
-    assert config.armed == 0
-
-
 def test_the_programs_are_armed_by_the_first_tree(protected, kernel, tmp_path):
     protected(begin(tmp_path, 500)).protect(PID)
 
     assert kernel.config().armed == 1
     assert kernel.members_when_woken == [0]
-
-
-FILE, TASK = abi.NameFlag.OF_FILE, abi.NameFlag.OF_TASK
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        ([], {}),
-        (["short"], {b"short": FILE | TASK}),
-        (["a" * 15], {b"a" * 15: FILE | TASK}),
-        (["a" * 16], {b"a" * 16: FILE, b"a" * 15: TASK}),
-        (["a" * 31], {b"a" * 31: FILE, b"a" * 15: TASK}),
-        (["a" * 16, "a" * 15], {b"a" * 16: FILE, b"a" * 15: FILE | TASK}),
-        (["a" * 15, "a" * 16], {b"a" * 16: FILE, b"a" * 15: FILE | TASK}),
-        (["a" * 15 + "b", "a" * 15 + "c"], {b"a" * 15 + b"b": FILE, b"a" * 15 + b"c": FILE, b"a" * 15: TASK}),
-        (["ü" * 15], {("ü" * 15).encode(): FILE, ("ü" * 15).encode()[:15]: TASK}),
-        (["/bin/sh"], {}),
-    ],
-)
-def test_a_name_is_looked_for_as_the_files_and_as_the_tasks(protected, kernel, names, expected):
-    protected(protect_exe=names)
-
-    assert kernel.names() == expected
-
-
-@pytest.mark.parametrize(
-    ("flags", "table"),
-    [
-        ({"protect_exe": ["one", "two"]}, "cloudtaser_name"),
-        ({"protect_exe": ["/bin/sh", "/bin/cat"]}, "cloudtaser_wexe"),
-        ({"exempt_exe": ["/bin/sh", "/bin/cat"]}, "cloudtaser_xexe"),
-    ],
-)
-def test_more_than_the_programs_can_look_for_is_refused(protected, kernel, flags, table):
-    kernel.map(table).room = 1
-
-    with pytest.raises(AgentError):
-        protected(**flags)
-
-
-@pytest.mark.parametrize(
-    ("flag", "table"), [("protect_exe", "cloudtaser_wexe"), ("exempt_exe", "cloudtaser_xexe")]
-)
-def test_a_file_is_followed_through_an_update(protected, kernel, tmp_path, flag, table):
-    path, update = tmp_path / "program", tmp_path / "update"
-    made = protected(**{flag: [str(path)]})
-    assert kernel.files(table) == set()
-
-    path.touch()
-    made.refresh()
-    first = identity(path)
-    assert kernel.files(table) == {first}
-
-    update.touch()
-    update.replace(path)
-    made.refresh()
-    made.refresh()
-    assert kernel.files(table) == {identity(path)} != {first}
-
-
-def test_a_file_that_is_gone_for_a_moment_is_kept(protected, kernel, tmp_path):
-    path = tmp_path / "program"
-    path.touch()
-    known = identity(path)
-    made = protected(exempt_exe=[str(path)])
-
-    path.rename(tmp_path / "elsewhere")
-    made.refresh()
-
-    assert kernel.files("cloudtaser_xexe") == {known}
-
-
-def test_a_file_of_two_paths_is_kept_while_one_of_them_leads_to_it(protected, kernel, tmp_path):
-    path, link, other = tmp_path / "program", tmp_path / "link", tmp_path / "other"
-    path.touch()
-    other.touch()
-    link.symlink_to(path)
-    made = protected(exempt_exe=[str(link), str(path)])
-
-    link.unlink()
-    link.symlink_to(other)
-    made.refresh()
-
-    assert kernel.files("cloudtaser_xexe") == {identity(path), identity(other)}
 
 
 @pytest.mark.parametrize(
@@ -214,6 +118,36 @@ def test_a_process_named_by_its_pid_is_protected(protected, kernel, started):
     assert kernel.members().keys() == {pid}
 
 
+def test_a_process_that_goes_while_we_look_is_passed_over(protected, kernel, started, monkeypatch):
+    pid = started("ct-unit-here")
+    monkeypatch.setattr("agent.protected.psutil.pids", lambda: [1 << 22, pid])
+
+    protected(protect_exe=["ct-unit-here"]).scan()
+
+    assert kernel.members().keys() == {pid}
+
+
+def test_a_new_configuration_is_followed_and_trees_stay(protected, kernel, started):
+    pid = started("ct-unit-before")
+    made = protected(protect_exe=["ct-unit-before"])
+    made.scan()
+
+    made.change(load({"protect_exe": ["ct-unit-after"], "mode": "detect"}, {}, "node-1"))
+
+    assert kernel.names().keys() == {b"ct-unit-after"}
+    assert kernel.config().action[4] == Action.DETECT
+    assert kernel.members().keys() == {pid}
+
+
+def test_files_are_followed(protected, kernel, tmp_path):
+    made = protected(protect_exe=[f"{tmp_path}/program"])
+    (tmp_path / "program").touch()
+
+    made.refresh()
+
+    assert kernel.files("cloudtaser_wexe") == {identity(tmp_path / "program")}
+
+
 @pytest.mark.parametrize(
     ("pid", "why"),
     [(1 << 22, f"there is no process {1 << 22}"), (1, "process 1 is everybody's ancestor: ")],
@@ -233,3 +167,12 @@ def test_an_exempt_executable_that_runs_already_is_exempt(protected, kernel, tmp
 
     assert kernel.exempt() == {pid: start_ticks(pid) * TICK_NS}
     assert kernel.members() == {}
+
+
+def test_actions_change_though_names_do_not_fit(protected, kernel):
+    made = protected(protect_exe=["one"])
+    kernel.map("cloudtaser_name").room = 1
+    with pytest.raises(ConfigError):
+        made.change(load({"protect_exe": ["two", "three"], "mode": "detect"}, {}, "node-1"))
+
+    assert {kernel.config().action[vector.number] for vector in CATALOGUE} == {Action.DETECT}

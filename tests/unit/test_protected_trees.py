@@ -12,7 +12,7 @@ from agent import abi
 from agent.config import load
 from agent.errors import AgentError
 from agent.events import TreeBegins, TreeEnds, TreeId, decode
-from agent.protected import Protected
+from agent.protected import Home, Protected
 from agent.vectors import Layer
 from tests.unit.tables import PID, TICK_NS, Tables, begin, start_ticks
 
@@ -26,13 +26,14 @@ class Node:
         self.members = self.kernel.map("cloudtaser_memb")
         self.begun: list[object] = []
 
-    def protected(self, proc=None):
+    def protected(self, proc=None, **world):
         return Protected(
             self.kernel,
             load({}, {}, "node-1"),
             Layer.LSM,
             announce=lambda record: self.begun.append(decode(record)),
             proc=proc or self.proc,
+            **world,
         )
 
     def has(self, start_ns, slack_ns=0, tree_pid=PID):
@@ -40,6 +41,11 @@ class Node:
         tree = abi.Tree(pid=tree_pid, start_ns=17)
         member = abi.Member(tree=tree, start_ns=start_ns, slack_ns=slack_ns)
         self.members.content[PID.to_bytes(4, "little")] = bytes(member)
+
+    def joins(self, pid, tree_pid, **member):
+        """Let the kernel have a member of a tree."""
+        tree = abi.Tree(pid=tree_pid, start_ns=17)
+        self.members.content[pid.to_bytes(4, "little")] = bytes(abi.Member(tree=tree, **member))
 
 
 @pytest.fixture
@@ -110,6 +116,14 @@ def test_what_descends_from_it_is_of_its_tree(node, family):
     assert {pid: members[pid].start_ns for pid in family} == {
         pid: start_ticks(pid) * TICK_NS for pid in family
     }
+
+
+def test_what_descends_from_it_may_go_while_we_look(node, monkeypatch):
+    monkeypatch.setattr("agent.protected._descendants", lambda _pid: [PID + 1])
+
+    node.protected().protect(PID)
+
+    assert node.kernel.members().keys() == {PID}
 
 
 def test_a_process_let_go_is_no_member(node):
@@ -231,6 +245,123 @@ def test_a_tree_ends_with_its_last_process(node):
     protected.announce_ends()
     assert [event.tree for event in node.begun] == [TreeId(pid=4711, start_ns=17)]
     assert [type(event) for event in node.begun] == [TreeEnds]
+
+
+##### Where a tree lives
+
+
+def test_a_tree_and_what_descends_from_it_have_its_home(node, family):
+    asked = []
+
+    def home_of(pid):
+        asked.append(pid)
+        return Home(pod=11, cgroup=13)
+
+    node.protected(Path("/proc"), home_of=home_of).protect(family[0])
+
+    members = node.kernel.members().values()
+    assert {(member.pod, member.cgroup) for member in members} == {(11, 13)}
+    assert asked == [family[0]]
+    assert [event.cgroup_id for event in node.begun] == [13]
+
+
+def test_who_knows_the_home_need_not_ask(node):
+    def home_of(pid):
+        raise AssertionError(pid)
+
+    node.protected(home_of=home_of).protect(PID, abi.MemberFlag.OF_POD, Home(pod=11, cgroup=13))
+
+    member = node.kernel.members()[PID]
+    assert (member.pod, member.cgroup, member.flags) == (11, 13, abi.MemberFlag.OF_POD)
+    assert [type(event) for event in node.begun] == [TreeBegins]
+
+
+def test_outside_of_kubernetes_nobody_has_a_home(node):
+    node.protected().protect(PID)
+
+    assert [(member.pod, member.cgroup, member.flags) for member in node.kernel.members().values()] == [
+        (0, 0, 0)
+    ]
+
+
+def test_whether_a_process_is_a_member_is_known(node):
+    protected = node.protected()
+    assert protected.is_member(PID) is False
+
+    protected.protect(PID)
+    assert protected.is_member(PID) is True
+
+    begin(node.proc, 700)
+    assert protected.is_member(PID) is False
+    (node.proc / str(PID) / "stat").unlink()
+    with pytest.raises(AgentError, match=f"^there is no process {PID}$"):
+        protected.is_member(PID)
+
+
+def test_a_process_has_a_name_while_it_runs(node):
+    assert node.protected().comm(PID) == b"a (b) c"
+    assert node.protected().comm(PID + 1) == b""
+
+
+##### Trees that are let go
+
+
+def test_trees_are_let_go_whole_and_told_once(node):
+    for pid, tree_pid, pod in (
+        (PID, PID, 11),
+        (PID + 1, PID, 11),
+        (PID + 2, PID + 2, 11),
+        (PID + 3, PID + 3, 12),
+    ):
+        node.joins(pid, tree_pid, pod=pod, cgroup=13, comm=f"comm-{pid}".encode())
+
+    gone = node.protected().forget_trees(lambda member: member.pod == 11)
+
+    assert node.kernel.members().keys() == {PID + 3}
+    assert gone.keys() == {TreeId(pid=PID, start_ns=17), TreeId(pid=PID + 2, start_ns=17)}
+    ends = [decode(record) for record in gone.values()]
+    assert [(type(end), end.tree, end.cgroup_id) for end in ends] == [(TreeEnds, tree, 13) for tree in gone]
+    assert [record.pod for record in map(abi.TreeRecord.from_buffer_copy, gone.values())] == [11, 11]
+    assert node.begun == []
+
+
+def test_what_forks_while_it_is_let_go_goes_too(node):
+    node.joins(PID, PID)
+    children = iter([PID + 1, PID + 2])
+    delete = node.members.delete
+
+    def forks_first(key):
+        for child in children:
+            node.joins(child, PID)
+            break
+        return delete(key)
+
+    node.members.delete = forks_first
+
+    gone = node.protected().forget_trees(lambda _member: True)
+
+    assert node.kernel.members() == {}
+    assert gone.keys() == {TreeId(pid=PID, start_ns=17)}
+
+
+def test_a_tree_without_its_wrapper_is_let_go_with_what_the_kernel_said_of_it(node):
+    node.joins(PID + 1, PID)
+    protected = node.protected()
+    record = ended(PID, 17)
+    protected.wrapper_gone(record)
+
+    gone = protected.forget_trees(lambda _member: True)
+    protected.announce_ends()
+
+    assert gone == {TreeId(pid=PID, start_ns=17): record}
+    assert node.begun == []
+
+
+def test_where_nothing_is_chosen_nothing_is_let_go(node):
+    node.joins(PID, PID)
+
+    assert node.protected().forget_trees(lambda _member: False) == {}
+    assert node.kernel.members().keys() == {PID}
 
 
 def test_a_zombie_is_no_process_any_more(node):
