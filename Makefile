@@ -51,7 +51,7 @@ $(VENV)/dev.stamp: pyproject.toml $(VENV)/run.stamp
 	touch $@
 
 .PHONY: setup
-setup: setup-check ## Install all that running and testing need
+setup: setup-build ## Install all that running and testing need
 	@$(call apt-install,$(APT_TEST))
 
 .PHONY: setup-run
@@ -61,6 +61,11 @@ setup-run: $(VENV)/run.stamp
 .PHONY: setup-check
 setup-check: setup-run $(VENV)/dev.stamp
 	@$(call apt-install,$(APT_CHECK))
+
+# kubectl is fetched, not installed; the second time there is nothing to do.
+.PHONY: setup-build
+setup-build: setup-check
+	@$(PYTHON) -m tests.kubectl
 
 ##### Running
 
@@ -106,7 +111,7 @@ test-unit: setup-check ## Run the tests that run anywhere
 	$(PYTEST) tests/unit $(ARGS)
 
 .PHONY: test-build
-test-build: setup-check ## Run the tests that need a C compiler
+test-build: setup-build ## Run the tests that need a C compiler or kubectl
 	$(PYTEST) tests/build $(ARGS)
 
 .PHONY: test-kernel
