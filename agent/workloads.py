@@ -8,18 +8,18 @@ starts there by itself (`unknown-pods`), and such trees are not told of: most po
 import ctypes
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import assert_never
 
 from agent import abi
 from agent.attribution import Attribution
-from agent.cgroups import Cgroups, ContainerDir, PodDir
+from agent.cgroups import Cgroups, ContainerDir
 from agent.config import Config
 from agent.errors import AgentError
 from agent.events import TreeId
 from agent.kernel import BPF_NOEXIST, Kernel
 from agent.places import place
+from agent.pod_cgroups import PodCgroup, PodCgroups
 from agent.pod_watch import Change, PodGone, PodIs
 from agent.pods import ContainerKind, Inject, Pod
 from agent.protected import Home, Protected
@@ -35,18 +35,7 @@ _KINDS: Mapping[Inject, abi.PodKind] = {
 }
 # What holds a pod's namespaces is no container of the pod; every runtime's is called so.
 _PAUSE = b"pause"
-# A record of the kernel that was lost is made up for by a look of our own.
-_LOOK_EVERY = 10
 _MOST_LINES = 1000  # of complaints: what pods say is their authors'
-
-
-@dataclass(slots=True, kw_only=True)
-class _PodCgroup:
-    id: int
-    path: Path
-    uid: str
-    written: bytes = b""  # what the kernel was told; nothing yet
-    containers: dict[int, str] = field(default_factory=dict)  # container ids by cgroup id
 
 
 class Workloads:
@@ -66,26 +55,22 @@ class Workloads:
         self._kernel = kernel
         self._protected = protected
         self._cgroups = cgroups
+        self._homes = PodCgroups(kernel, protected.rules, cgroups, attribution, found=self._settle)
         self._attribution = attribution
         self._config = config
         self._announce = announce
         self._pods: dict[str, Pod] = {}
         self._selected: dict[str, Selected] = {}
         self._pod_of_uid: dict[str, str] = {}
-        self._parents: dict[int, Path] = {}
-        self._homes: dict[int, _PodCgroup] = {}
-        self._home_of_uid: dict[str, int] = {}
         self._held: dict[TreeId, bytes] = {}  # what the kernel said of trees whose pod is not known yet
         self._ended: dict[TreeId, bytes] = {}  # those of them whose wrapper has gone
         self._silent: set[TreeId] = set()  # let go a moment ago: nothing is told of them any more
-        self._turns = 0
-        self._looked = 0  # the turn of the last look for a pod's sake; `begin` has looked in the first
         self._told: set[str] = set()
         self.mistakes = 0
 
     def begin(self) -> None:
         """Find the pods whose cgroups are there already, so that what starts in them is seen."""
-        self._look()
+        self._homes.look()
 
     def take(self, changes: Iterable[Change]) -> None:
         """Follow what the API server says."""
@@ -106,13 +91,7 @@ class Workloads:
 
     def cgroup_made(self, record: bytes) -> bool:
         """Follow the kernel's word of a new cgroup. Return False: it is nobody's news."""
-        made = abi.CgroupRecord.from_buffer_copy(record)
-        if (home := self._homes.get(made.parent)) is not None:
-            self._learn_containers(home)
-        elif (parent := self._parents.get(made.parent)) is not None:
-            self._look_in(parent)
-        if made.parent in self._parents or not self._parents:
-            self._look_for_parents()
+        self._homes.made(record)
         return False
 
     def tree_begins(self, record: bytes) -> bool:
@@ -122,14 +101,12 @@ class Workloads:
             return True
         tree = TreeId(pid=began.tree.pid, start_ns=began.tree.start_ns)
         by_pod = self._is_by_pod(tree)
-        if began.pod not in self._homes:
-            self._look()
-        home = self._homes.get(began.pod)
+        home = self._homes.of_id(began.pod)
         if home is None or not home.written:
             if by_pod:
                 self._held[tree] = record
             return not by_pod
-        directory = next((each for each in self._learn_containers(home) if each.id == began.cgroup), None)
+        directory = next((each for each in self._homes.containers(home) if each.id == began.cgroup), None)
         if self._stays(home, directory, began.wrapper.comm, by_pod=by_pod):
             return True
         self._let_go(lambda member: _is_tree(member, tree), quietly=True)
@@ -151,13 +128,10 @@ class Workloads:
 
     def refresh(self) -> None:
         """Forget the pods whose cgroups have gone; look for others now and then. Called every second."""
-        for home in [home for home in self._homes.values() if not home.path.exists()]:
-            self._forget(home)
-        self._forget_parents()
+        self._homes.refresh()
+        for home in self._homes.unwritten():  # there may be room for it now
+            self._settle(home)
         self._forget_untold()
-        self._turns += 1
-        if self._turns % _LOOK_EVERY == 0:
-            self._look()
 
     def pods(self) -> dict[Inject, int]:
         """Return how many pods of this node say yes, no and nothing."""
@@ -168,7 +142,7 @@ class Workloads:
 
     def pending(self) -> int:
         """Return how many trees are protected only until their pod is known."""
-        written = {home.id for home in self._homes.copy().values() if home.written}
+        written = self._homes.written()
         members = self._kernel.members().values()
         return len({(m.tree.pid, m.tree.start_ns) for m in members if m.pod and m.pod not in written})
 
@@ -179,11 +153,9 @@ class Workloads:
         selected = self._selected[pod.api_uid] = select(pod, self._config)
         for mistake in selected.mistakes:
             self._tell_once(f"pod {pod.namespace}/{pod.name}: {mistake}")
-        # A pod that has ended has no cgroup either, so one look in a turn must do for all.
-        if pod.uid not in self._home_of_uid and pod.containers and self._looked != self._turns:
-            self._looked = self._turns
-            self._look()
-        if (home := self._home(pod.uid)) is not None:
+        if pod.containers:
+            self._homes.expect(pod.uid)
+        if (home := self._homes.of_uid(pod.uid)) is not None:
             self._settle(home)
 
     # What still runs there stays as it is until it ends: a pod that was deleted by force has not ended.
@@ -194,7 +166,7 @@ class Workloads:
             del self._pod_of_uid[pod.uid]
 
     # Both sides are known, or one of them has changed.
-    def _settle(self, home: _PodCgroup) -> None:
+    def _settle(self, home: PodCgroup) -> None:
         pod = self._pods.get(self._pod_of_uid.get(home.uid, ""))
         if pod is None:
             return
@@ -214,7 +186,7 @@ class Workloads:
             if abi.TreeRecord.from_buffer_copy(record).pod == home.id:
                 self._tell_held(tree, wanted=selected.inject is Inject.YES)
 
-    def _write(self, home: _PodCgroup, pod: Pod, selected: Selected) -> bool:
+    def _write(self, home: PodCgroup, pod: Pod, selected: Selected) -> bool:
         action = (ctypes.c_uint8 * abi.MAX_VECTORS)()
         for vector in CATALOGUE:
             action[vector.number] = selected.actions[vector.id]
@@ -233,15 +205,15 @@ class Workloads:
         return True
 
     # The pod says yes: whatever of it runs without being protected began before that was known.
-    def _adopt(self, home: _PodCgroup, pod: Pod) -> None:
-        for directory in self._learn_containers(home):
+    def _adopt(self, home: PodCgroup, pod: Pod) -> None:
+        for directory in self._homes.containers(home):
             pid = self._cgroups.main_process(directory.path, pod.shared_pids)
             if not self._stays(home, directory, self._comm(pid), by_pod=True):
                 self._let_go_container(directory)
             elif pid is not None:
                 self._protect(pid, home, directory, pod)
 
-    def _protect(self, pid: int, home: _PodCgroup, directory: ContainerDir, pod: Pod) -> None:
+    def _protect(self, pid: int, home: PodCgroup, directory: ContainerDir, pod: Pod) -> None:
         try:
             if pod.shared_pids:
                 main = self._kernel.map("cloudtaser_main")
@@ -255,7 +227,7 @@ class Workloads:
                 self._tell_once(f"pod {pod.namespace}/{pod.name}: a container is not protected: {err}")
 
     # Whether a tree in this container is to be protected, given what is known of its pod.
-    def _stays(self, home: _PodCgroup, directory: ContainerDir | None, comm: bytes, *, by_pod: bool) -> bool:
+    def _stays(self, home: PodCgroup, directory: ContainerDir | None, comm: bytes, *, by_pod: bool) -> bool:
         kind = int(abi.Pod.from_buffer_copy(home.written).kind)
         if kind == abi.PodKind.NO:
             return False
@@ -298,71 +270,8 @@ class Workloads:
         for tree in self._held.keys() - alive:
             self._tell_held(tree, wanted=False)
 
-    def _look(self) -> None:
-        self._look_for_parents()
-        for parent in list(self._parents.values()):
-            self._look_in(parent)
-
-    def _look_for_parents(self) -> None:
-        for found in self._cgroups.roots():
-            if found.id in self._parents:
-                continue
-            parent = abi.Pod(kind=abi.PodKind.PARENT)
-            if not self._kernel.map("cloudtaser_pods").update(ctypes.c_uint64(found.id), parent):
-                continue
-            self._parents[found.id] = found.path
-            self._look_in(found.path)
-            rules = self._protected.rules
-            if rules.pods is not None and rules.pods.any_parent:
-                rules.pods.any_parent = False
-                rules.write()
-
-    def _look_in(self, parent: Path) -> None:
-        for found in self._cgroups.pods(parent):
-            if found.id not in self._homes:
-                self._pod_found(found)
-
-    def _pod_found(self, found: PodDir) -> None:
-        home = _PodCgroup(id=found.id, path=found.path, uid=found.pod_uid)
-        self._homes[home.id] = home
-        self._home_of_uid[home.uid] = home.id
-        self._learn_containers(home)
-        self._settle(home)
-
-    def _learn_containers(self, home: _PodCgroup) -> list[ContainerDir]:
-        found = self._cgroups.containers(home.path)
-        now = {directory.id: directory.container_id for directory in found}
-        for gone in home.containers.keys() - now.keys():
-            self._kernel.map("cloudtaser_main").delete(ctypes.c_uint64(gone))
-        for cgroup_id in now.keys() - home.containers.keys():
-            self._attribution.learn_container(cgroup_id, home.uid, now[cgroup_id])
-        home.containers = now
-        return found
-
-    def _forget(self, home: _PodCgroup) -> None:
-        self._learn_containers(home)
-        self._kernel.map("cloudtaser_pods").delete(ctypes.c_uint64(home.id))
-        del self._homes[home.id]
-        if self._home_of_uid.get(home.uid) == home.id:
-            del self._home_of_uid[home.uid]
-
-    # Where all have gone, whatever is made next may be one.
-    def _forget_parents(self) -> None:
-        gone = [each for each, path in self._parents.items() if not _is_cgroup(path, each)]
-        for each in gone:
-            self._kernel.map("cloudtaser_pods").delete(ctypes.c_uint64(each))
-            del self._parents[each]
-        rules = self._protected.rules
-        if gone and not self._parents and rules.pods is not None:
-            rules.pods.any_parent = True
-            rules.write()
-            self._look_for_parents()
-
     def _comm(self, pid: int | None) -> bytes:
         return b"" if pid is None else self._protected.comm(pid)
-
-    def _home(self, uid: str) -> _PodCgroup | None:
-        return self._homes.get(self._home_of_uid.get(uid, 0))
 
     # Where it has gone already nobody knows; most are.
     def _is_by_pod(self, tree: TreeId) -> bool:
@@ -391,13 +300,6 @@ def home_of(cgroups: Cgroups, pid: int) -> Home:
     if pod and container:
         return Home(pod=pod, cgroup=container)
     return Home(cgroup=cgroups.id_of(path) or 0 if path else 0)
-
-
-def _is_cgroup(path: Path, cgroup_id: int) -> bool:
-    try:
-        return path.stat().st_ino == cgroup_id
-    except OSError:
-        return False
 
 
 def _by_pod(member: abi.Member) -> bool:

@@ -385,6 +385,10 @@ def test_more_pods_than_the_kernel_has_room_for_is_said_once(unknown, caplog):
     assert unknown.workloads.mistakes == 1
     assert unknown.kinds().keys() == {unknown.id("/kubepods"), unknown.id(TOP)}
 
+    unknown.kernel.map("cloudtaser_pods").room = 3
+    unknown.second()
+    assert unknown.kinds()[unknown.id(POD)] == PodKind.YES
+
 
 def test_mistakes_of_a_pod_are_said_once(unknown, caplog):
     for mode in ("stirct", "stirct", "strict"):
@@ -438,7 +442,8 @@ def test_a_pod_whose_cgroup_has_gone_is_forgotten(unknown):
 
     assert set(unknown.kinds().values()) == {PodKind.PARENT}
     assert unknown.main() == {}
-    assert unknown.workloads._homes == unknown.workloads._home_of_uid == {}
+    assert unknown.workloads._homes.unwritten() == []
+    assert unknown.workloads._homes.of_uid(UID) is None
 
 
 def test_of_two_cgroups_of_a_pod_the_last_one_stays(node):
@@ -504,8 +509,9 @@ def test_a_pod_that_runs_without_a_cgroup_is_looked_for_once_in_a_turn(node, mon
     node.make(TOP)
     node.workloads.begin()
     looked = count()
-    look = node.workloads._look
-    monkeypatch.setattr(node.workloads, "_look", lambda: (next(looked), look()))
+    homes = node.workloads._homes
+    look = homes.look
+    monkeypatch.setattr(homes, "look", lambda: (next(looked), look()))
     ended = [PodIs(pod=pod(uid=f"{n}", api_uid=f"{n}")) for n in range(5)]
 
     node.take(*ended)
