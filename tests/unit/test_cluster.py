@@ -18,7 +18,7 @@ from agent.pod_watch import WatchHealth
 from agent.preflight import Plan
 from agent.protected import Home, Protected
 from agent.vectors import BY_ID, Action, Layer
-from tests.api_server import NODE, ApiServer, node, pod
+from tests.api_server import NODE, node, pod
 from tests.unit.tables import PID, Tables, begin
 
 SECONDS = 20.0  # for what should take milliseconds
@@ -28,19 +28,10 @@ V1 = "34 31 0:31 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n"
 YES = {"cloudtaser.io/inject": "true"}
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 @pytest.fixture
-def server():
-    with ApiServer() as server:
-        server.put_node(node())
-        yield server
-        assert server.errors == []
+def server(server):
+    server.put_node(node())
+    return server
 
 
 class Clock:

@@ -7,21 +7,7 @@ import pytest
 from agent.connection import Connection
 from agent.errors import KubeError
 from agent.kube import PodList
-from tests.api_server import NODE, ApiServer, node, pod
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def server():
-    with ApiServer() as server:
-        yield server
-        assert server.errors == []
+from tests.api_server import NODE, node, pod
 
 
 @pytest.fixture

@@ -20,20 +20,6 @@ PATIENCE = Patience(connect=REQUEST_SECONDS, answer=REQUEST_SECONDS, silence=REQ
 IMPATIENT = Patience(connect=REQUEST_SECONDS, answer=0.1, silence=0.1)
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def server():
-    with ApiServer() as server:
-        yield server
-        assert server.errors == []
-
-
 @pytest.fixture
 def connected(server, tmp_path):
     made = []

@@ -7,7 +7,7 @@ import pytest
 from agent.errors import KubeError
 from agent.kube import connect
 from agent.node_signals import NodeSignals
-from tests.api_server import ApiError, ApiServer, json_patch, node
+from tests.api_server import ApiError, json_patch, node
 
 LABEL = "cloudtaser.io/ebpf-layer"
 SELFTEST = "cloudtaser.io/ebpf-selftest"
@@ -371,14 +371,9 @@ def test_an_end_does_not_wait_for_the_api_server():
 
 
 @pytest.fixture
-def server(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    with ApiServer() as server:
-        server.put_node(node(labels={"zone": "a"}, taints=[TAINT, OTHER_TAINTS[0]]))
-        yield server
-        assert server.errors == []
+def server(server):
+    server.put_node(node(labels={"zone": "a"}, taints=[TAINT, OTHER_TAINTS[0]]))
+    return server
 
 
 @pytest.fixture

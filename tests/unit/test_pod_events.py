@@ -14,7 +14,6 @@ from agent.events import as_dict, decode
 from agent.kube import connect
 from agent.pod_events import PodEvents, World
 from agent.vectors import BY_ID, Outcome
-from tests.api_server import ApiServer
 
 NOT_WRITTEN = "Events on pods are not written: "
 
@@ -693,16 +692,6 @@ def test_the_thread_wakes_for_news_and_when_a_patch_is_due(client, clocks):
     sink.close()
 
     assert not sink._thread.is_alive()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    with ApiServer() as server:
-        yield server
-        assert server.errors == []
 
 
 @pytest.fixture

@@ -15,25 +15,11 @@ from agent.errors import KubeError
 from agent.kube import Patience, PodList, WatchEvent, connect
 from agent.pod_watch import PodGone, PodIs, PodWatch, WatchHealth
 from agent.pods import parse
-from tests.api_server import NODE, ApiServer, pod
+from tests.api_server import NODE, pod
 
 A, B = "a" * 64, "b" * 64
 SECONDS = 20.0  # for what should take milliseconds
 ALL_IS_WELL = WatchHealth(synced=True, connected=True)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def server():
-    with ApiServer() as server:
-        yield server
-        assert server.errors == []
 
 
 class Waits:
