@@ -14,7 +14,7 @@ PYTEST := $(PYTHON) -m pytest
 
 APT_RUN := python3-bpfcc python3-venv libbpf1
 APT_CHECK := clang gcc gcc-multilib libc6-dev
-APT_TEST := $(APT_CHECK) bpftool busybox-static dpkg-dev gdb htop iproute2 kmod lsof procps psmisc \
+APT_TEST := $(APT_CHECK) bpftool busybox-static containerd dpkg-dev gdb htop iproute2 kmod lsof procps psmisc \
 	mmdebstrap qemu-system-x86 runc strace
 C_FILES = $(wildcard bpf_programs/*.[ch] tests/*/*.[ch] bench/*.[ch] demo/*.[ch])
 

@@ -10,7 +10,9 @@
  *        members_full, and the agent says so.
  * Decides, too: a process that is being traced by an outsider and execs a wrapper is killed
  *        (ptrace-traceme), as its tracer would own the secrets.
- * Not covered: descendants that were re-parented before protection began (the agent's scan); what a
+ * Not covered: a wrapper that is one by the name of a link or script alone is protected some
+ *        instructions later than others, when its memory can be had already;
+ *        descendants that were re-parented before protection began (the agent's scan); what a
  *        container's runtime holds before the exec: environment and arguments, never the secrets that
  *        a wrapper fetches; in a pod with a shared pid namespace that is not known yet, all but its
  *        first process.

@@ -22,6 +22,8 @@ from tests.kernel.cases import LAYER
 from tests.kernel.waiting import PATIENCE_S
 
 PROGRAM = Path(sys.executable).parent / "cloudtaser-ebpf"
+# The compiler and, with Kubernetes, its client are slow where everything is.
+START_S = 4 * PATIENCE_S
 _READY = re.compile(r"ready: metrics on (http://\S+)")
 
 Event = dict[str, Any]
@@ -98,7 +100,7 @@ class Agent:
 
     def wait_ready(self) -> Self:
         """Wait until it says that it protects."""
-        self._wait(lambda: self._url is not None, "ready")
+        self._wait(lambda: self._url is not None, "ready", START_S)
         return self
 
     def wait_for(self, predicate: Callable[[Event], bool], count: int = 1, since: int = 0) -> list[Event]:
@@ -185,14 +187,14 @@ class Agent:
         if found := _READY.search(line):
             self._url = found[1]
 
-    def _wait(self, so: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+    def _wait(self, so: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
+        deadline = time.monotonic() + patience_s
         with self._changed:
             while not so():
                 told = "\n".join(self.diagnostics[-20:])
                 assert self.alive, f"the agent ended with {self.process.returncode} before {what}:\n{told}"
                 left_s = deadline - time.monotonic()
-                assert left_s > 0, f"waited {PATIENCE_S} s for {what}:\n{told}"
+                assert left_s > 0, f"waited {patience_s} s for {what}:\n{told}"
                 self._changed.wait(min(left_s, 1.0))
 
 

@@ -14,8 +14,10 @@ import pytest
 from agent.vectors import Mode
 from tests.kernel.agent import Agent
 from tests.kernel.build import Programs, build
+from tests.kernel.cluster import Cluster
 from tests.kernel.keeper import Keeper
 from tests.kernel.matrix import Matrix
+from tests.kernel.pod_node import Pods
 from tests.kernel.victim import Victim
 
 # A virtual machine without hardware support is 20 to 50 times slower than this machine.
@@ -75,3 +77,19 @@ def victim(keeper: Keeper, programs: Programs) -> Iterator[Victim]:
     with Victim([programs.wrapper()], execs=programs.nobody()) as running:
         yield running
         running.check()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, programs: Programs) -> Iterator[Cluster]:
+    """An API server and agents of the test's own."""
+    with Cluster(tmp_path, programs) as made:
+        yield made
+
+
+@pytest.fixture
+def pods(cluster: Cluster, tmp_path: Path, programs: Programs) -> Iterator[Pods]:
+    """The node's pods."""
+    directory = tmp_path / "pods"
+    directory.mkdir()
+    with Pods(cluster.api, directory, programs) as made:
+        yield made

@@ -37,6 +37,13 @@ def objects_of(pid: int) -> set[KernelObject]:
     return {each for each in all_objects() if (each.kind, each.id) in held}
 
 
+def map_keys(number: int) -> list[bytes]:
+    """Return the keys that a map has now."""
+    told = subprocess.check_output(["bpftool", "--json", "map", "dump", "id", str(number)], timeout=60)
+    # With BTF there is a key in words, too; the bytes are always told.
+    return [bytes(int(byte, 16) for byte in entry["key"]) for entry in json.loads(told)]
+
+
 def _list(kind: str) -> list[dict[str, Any]]:
     told = subprocess.run(
         ["bpftool", "--json", kind, "list"],

@@ -10,11 +10,15 @@ WITHOUT_BPF = "lsm=lockdown,capability"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boot:
-    """One row: a release's kernel, its command line, and the layers to test one after the other."""
+    """One row: a release's kernel, its command line, and the layers to test one after the other.
+
+    `cluster`: an agent in Kubernetes mode with real containers is tested, too, which takes minutes more.
+    """
 
     release: str
     append: str
     layers: tuple[str, ...]
+    cluster: bool = False
 
     @property
     def name(self) -> str:
@@ -26,8 +30,8 @@ class Boot:
 BOOTS = (
     Boot(release="bookworm", append=WITHOUT_BPF, layers=("fmod_ret", "tracepoint")),
     Boot(release="bullseye", append=ADVISED, layers=("lsm",)),
-    Boot(release="sid", append=ADVISED, layers=("lsm",)),
+    Boot(release="sid", append=ADVISED, layers=("lsm",), cluster=True),
     Boot(release="sid", append=WITHOUT_BPF, layers=("fmod_ret",)),
     Boot(release="trixie", append=ADVISED, layers=("lsm",)),
-    Boot(release="bookworm", append=ADVISED, layers=("lsm",)),
+    Boot(release="bookworm", append=ADVISED, layers=("lsm",), cluster=True),
 )
