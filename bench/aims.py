@@ -6,6 +6,7 @@ from statistics import median
 
 from bench.calls import Cost, Costs
 from bench.guests import GuestCosts
+from bench.pods import OnPods
 from bench.start import Starts
 
 _MIB = 1 << 20
@@ -24,9 +25,9 @@ class Aim:
     reached: bool
 
 
-def judge(starts: Starts, native: Costs, guests: tuple[GuestCosts, ...]) -> tuple[Aim, ...]:
+def judge(starts: Starts, on_pods: OnPods, native: Costs, guests: tuple[GuestCosts, ...]) -> tuple[Aim, ...]:
     """Compare every aim with its figure; aims for which nothing was measured are left out."""
-    return (*_of_start(starts), *_of_tracepoint(native), *_of_lsm(guests))
+    return (*_of_start(starts), *_of_pods(on_pods), *_of_tracepoint(native), *_of_lsm(guests))
 
 
 def _of_start(starts: Starts) -> Iterator[Aim]:
@@ -34,6 +35,15 @@ def _of_start(starts: Starts) -> Iterator[Aim]:
     yield Aim(aim="ready within 1 s", measured=f"{ready:.2f} s", reached=ready <= 1)
     resident = starts.agent.resident_bytes / _MIB
     yield Aim(aim="under 40 MiB resident", measured=f"{resident:.1f} MiB", reached=resident < 40)
+
+
+def _of_pods(on_pods: OnPods) -> Iterator[Aim]:
+    resident = on_pods.agent.resident_bytes / _MIB
+    yield Aim(
+        aim=f"under 60 MiB resident, Kubernetes, {on_pods.pods} pods",
+        measured=f"{resident:.1f} MiB",
+        reached=resident < 60,
+    )
 
 
 def _of_tracepoint(native: Costs) -> Iterator[Aim]:

@@ -12,6 +12,7 @@ from bench.aims import Aim
 from bench.calls import Added, Costs
 from bench.guests import GuestCosts
 from bench.memory import Memory
+from bench.pods import OnPods
 from bench.start import Starts
 
 SCHEMA = "cloudtaser.performance/v1"
@@ -23,6 +24,7 @@ class Figures:
     """All that one run of the benchmark measured; `unmeasured` says what it could not, and why."""
 
     starts: Starts
+    on_pods: OnPods
     native: Costs
     guests: tuple[GuestCosts, ...]
     aims: tuple[Aim, ...]
@@ -40,6 +42,8 @@ def as_text(figures: Figures) -> Iterator[str]:
     yield f"{_processor()}, {os.cpu_count()} processors, kernel {platform.release()}"
     yield ""
     yield from _starts(figures.starts)
+    yield ""
+    yield from _on_pods(figures.on_pods)
     yield ""
     yield "Each figure is a median; in brackets the quartiles, as the machine is shared."
     yield ""
@@ -70,6 +74,17 @@ def _starts(starts: Starts) -> Iterator[str]:
     rows.append(("from SIGTERM until gone", _seconds(starts.stopped)))
     rows.append(("memory of the agent", _memory(starts.agent)))
     rows.append(("  with its canary processes", _memory(starts.with_children)))
+    yield from _table(None, rows)
+
+
+def _on_pods(on_pods: OnPods) -> Iterator[str]:
+    yield f"KUBERNETES, {on_pods.pods} pods of {on_pods.containers} containers"
+    rows = [
+        ("until ready", f"{on_pods.ready:.2f} s"),
+        ("memory of the agent", _memory(on_pods.agent)),
+        ("  with its canary processes", _memory(on_pods.with_children)),
+        ("while nothing happens", f"{on_pods.processor:.1%} of a processor, over {on_pods.idle:g} s"),
+    ]
     yield from _table(None, rows)
 
 

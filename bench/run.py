@@ -20,7 +20,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from bench import aims, calls, guests, programs, report, start  # noqa: E402
+from bench import aims, calls, guests, pods, programs, report, start  # noqa: E402
 from demo.agent_process import AgentProcessError  # noqa: E402
 from tests.vm.guest import GuestError  # noqa: E402
 from tests.vm.kernels import KernelError  # noqa: E402
@@ -32,6 +32,7 @@ WRITTEN_TO = ROOT / "docs" / "performance.json"
 _FULL = calls.Effort(cycles=7, rounds=40, patience_s=120)
 _QUICK = calls.Effort(cycles=2, rounds=15, patience_s=5)
 _STARTS, _QUICK_STARTS = 9, 3
+_IDLE_S, _QUICK_IDLE_S = 10.0, 3.0
 
 
 class CannotRunError(Exception):
@@ -93,6 +94,7 @@ def _measure(*, quick: bool) -> report.Figures:
     with tempfile.TemporaryDirectory(prefix="cloudtaser-bench-") as name:
         folder = Path(name)
         starts = start.measure(_QUICK_STARTS if quick else _STARTS, _tell)
+        on_pods = pods.measure(_QUICK_IDLE_S if quick else _IDLE_S, _tell)
         native = calls.measure(NATIVE_LAYER, _QUICK if quick else _FULL, programs.build(folder), _tell)
         measured: list[guests.GuestCosts] = []
         unmeasured: list[str] = ["lsm, fmod_ret: not measured with --quick"] if quick else []
@@ -104,9 +106,10 @@ def _measure(*, quick: bool) -> report.Figures:
                 unmeasured.append(f"{layers} on {boot.release}: not measured: {error}")
     return report.Figures(
         starts=starts,
+        on_pods=on_pods,
         native=native,
         guests=tuple(measured),
-        aims=aims.judge(starts, native, tuple(measured)),
+        aims=aims.judge(starts, on_pods, native, tuple(measured)),
         unmeasured=tuple(unmeasured),
     )
 
