@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import agent
-from agent import doctor, http, loop, preflight, status
+from agent import allocator, doctor, http, loop, preflight, status
 from agent.abi import Kind
 from agent.armed import Armed, armed, survey, try_all
 from agent.cluster import Cluster
@@ -42,6 +42,7 @@ def run(config: Config, file: ConfigFile, stdout: HasFileno = sys.stdout) -> Non
 
     """
     started = time.monotonic()
+    allocator.keep_small()
     with ExitStack() as undo:
         last_error = undo.enter_context(status.LastError())
         stop = undo.enter_context(loop.stop_signals())
