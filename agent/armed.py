@@ -25,7 +25,6 @@ from agent.selftest import Canary, Trial
 _log = logging.getLogger(__name__)
 
 _PAGE_BYTES = 4096
-_NODE_ROOT = Path("/proc/1/root")
 
 
 def survey(config: Config, *, pods: bool = False) -> Plan:
@@ -97,14 +96,29 @@ def armed(
             announce=announce,
             home_of=pods.home_of if pods else lambda _pid: Home(),
             pods=pods.rules() if pods else None,
-            # In a container of its own the agent sees the node's files through the node's first process.
-            root=_NODE_ROOT if pods and os.access(_NODE_ROOT, os.X_OK) else Path("/"),
+            root=node_root(config) if pods else Path("/"),
         )
         protected.configure()
         for refused in kernel.attach(plan.required, plan.optional):
             _log.warning("the second line %s does not attach; the first is complete", refused)
         protected.scan()
         yield Armed(kernel=kernel, protected=protected, plan=plan)
+
+
+def node_root(config: Config, first: Path = Path("/proc/1/root")) -> Path:
+    """Return where the node's files are: an agent in a container sees them by the node's `first` process.
+
+    Where that is denied, its own files must do, and it says so if any are configured.
+    """
+    if os.access(first, os.X_OK):
+        return first
+    if named := [path for path in (*config.protect_exe, *config.exempt_exe) if "/" in path]:
+        _log.warning(
+            "%s is denied, so %s is looked for among the agent's own files, not the node's",
+            first,
+            ", ".join(named),
+        )
+    return Path("/")
 
 
 def try_all(armed_programs: Armed, canary: Canary) -> tuple[Trial, ...]:
