@@ -52,7 +52,11 @@ class Cluster:
         if found is None:
             raise NodeError("no cgroups are mounted that tell pods apart: mount the node's /sys/fs/cgroup")
         if (root / "proc/self/ns/pid").stat().st_ino != _FIRST_PID_NAMESPACE:
-            raise NodeError("the agent sees no processes but its container's: set hostPID: true")
+            message = (
+                "the agent does not see the machine's processes: set hostPID: true (a node that is itself "
+                "a container, as in kind, cannot be guarded)"
+            )
+            raise NodeError(message)
         cgroups = Cgroups(found, root / "proc")
         connection = Connection(config.kubeconfig)
         self.pods_on = PodsOn(hierarchy=found, home_of=lambda pid: home_of(cgroups, pid))
