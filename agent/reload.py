@@ -99,19 +99,19 @@ class ConfigFile:
         taken = replace(asked, **kept)
         changed = _differing(taken, running)
         needs_restart = _differing(asked, taken)
-        _log.info("configuration taken from %s, changed: %s", self._path, ", ".join(changed) or "nothing")
-        if needs_restart and needs_restart != self.state.needs_restart:
-            _log.warning("restart the agent for: %s", ", ".join(needs_restart))
-        self.state = replace(
-            self.state, refused="", reloads=self.state.reloads + 1, needs_restart=needs_restart
-        )
+        before = self.state
+        # Before it is said: who reads the line may look at /status next.
+        self.state = replace(before, refused="", reloads=before.reloads + 1, needs_restart=needs_restart)
         self._running = taken
+        _log.info("configuration taken from %s, changed: %s", self._path, ", ".join(changed) or "nothing")
+        if needs_restart and needs_restart != before.needs_restart:
+            _log.warning("restart the agent for: %s", ", ".join(needs_restart))
         return taken if changed else None
 
     def _refuse(self, mistakes: tuple[str, ...]) -> None:
         refused = "; ".join(mistakes)
-        _log.error("configuration refused, the one before stays in force: %s", refused)
         self.state = replace(self.state, refused=refused, refusals=self.state.refusals + 1)
+        _log.error("configuration refused, the one before stays in force: %s", refused)
 
 
 def _differing(one: Config, other: Config) -> tuple[str, ...]:
