@@ -31,7 +31,7 @@ BOOTS = (
     Boot(release="bookworm", append=WITHOUT_BPF, layers=("fmod_ret", "tracepoint")),
     Boot(release="bullseye", append=ADVISED, layers=("lsm",)),
     Boot(release="sid", append=ADVISED, layers=("lsm",), cluster=True),
-    Boot(release="sid", append=WITHOUT_BPF, layers=("fmod_ret",)),
+    Boot(release="sid", append=WITHOUT_BPF, layers=("fmod_ret",), cluster=True),
     Boot(release="trixie", append=ADVISED, layers=("lsm",)),
     Boot(release="bookworm", append=ADVISED, layers=("lsm",), cluster=True),
 )
