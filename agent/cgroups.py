@@ -133,10 +133,6 @@ class Cgroups:
             if (found := self._place(path)) and found.container_id is not None
         ]
 
-    def child(self, parent: Path, id: int) -> Path | None:  # noqa: A002 - the kernel's word for it
-        """Return the directory directly in `parent` that is the cgroup with that id."""
-        return next((path for path, status in _directories(parent) if status.st_ino == id), None)
-
     def processes(self, container: Path) -> list[int]:
         """Return the processes in a cgroup and in those below it, at most 1,024 of them, nearest first."""
         pids: set[int] = set()
@@ -160,7 +156,8 @@ class Cgroups:
         started: list[tuple[int, int]] = []
         for pid in self.processes(container):
             with suppress(AgentError):
-                if (shared_pids or self._is_first_in_namespace(pid)) and not self._processes.is_runtime(pid):
+                first = shared_pids or self._processes.is_first_of_container(pid)
+                if first and not self._processes.is_runtime(pid):
                     started.append((self._processes.start_ns(pid), pid))
         if not started:
             return None
@@ -211,16 +208,6 @@ class Cgroups:
 
     def _place(self, path: Path) -> Place | None:
         return place(f"/{path.relative_to(self._mount)}")
-
-    def _is_first_in_namespace(self, pid: int) -> bool:
-        # Its pids in the node's pid namespace and in the container's. A third one would be in a namespace
-        # that the container made itself.
-        with suppress(OSError):
-            for line in (self._proc / str(pid) / "status").read_bytes().split(b"\n"):
-                if line.startswith(b"NSpid:"):
-                    pids = line.split()[1:]
-                    return len(pids) == 2 and pids[1] == b"1"
-        return False
 
     def _told_by_proc(self, pid: int) -> str | None:
         try:

@@ -54,10 +54,15 @@ class Processes:
 
     def is_process(self, pid: int) -> bool:
         """Return whether the number is a process's, and not that of one of its threads."""
-        for line in self._read(pid, "status").splitlines():
-            if line.startswith(b"Tgid:"):
-                return int(line.split()[1]) == pid
-        return False
+        return self._status(pid, b"Tgid:") == [str(pid).encode()]
+
+    def is_first_of_container(self, pid: int) -> bool:
+        """Return whether the process is PID 1 of a pid namespace directly below the node's.
+
+        A namespace further down is one that the container made itself.
+        """
+        pids = self._status(pid, b"NSpid:")
+        return len(pids) == 2 and pids[1] == b"1"
 
     def executable(self, pid: int) -> FileId | None:
         """Return the file that the process executes; None for a kernel thread."""
@@ -69,6 +74,11 @@ class Processes:
             return os.fsencode((self._proc / str(pid) / "exe").readlink().name)
         except OSError:
             return None
+
+    # The words of one line of /proc/PID/status, whose only text from outside, the name, has no newline.
+    def _status(self, pid: int, key: bytes) -> list[bytes]:
+        lines = self._read(pid, "status").split(b"\n")
+        return next((line.split()[1:] for line in lines if line.startswith(key)), [])
 
     # What comes after the name in /proc/PID/stat.
     def _stat(self, pid: int) -> list[bytes]:

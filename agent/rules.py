@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from agent import abi
 from agent.config import Config
 from agent.kernel import Map
+from agent.options import UnknownPods
 from agent.vectors import CATALOGUE, Layer
 
 _RATE_WINDOW_NS = 1_000_000_000
@@ -67,5 +68,5 @@ class Rules:
             rules.hierarchy = self.pods.hierarchy
             rules.any_parent = self.pods.any_parent
             rules.shared_pods = self.pods.shared
-            rules.protect_unknown = self._config.unknown_pods == "protect"
+            rules.protect_unknown = self._config.unknown_pods is UnknownPods.PROTECT
         self._conf.update(ctypes.c_uint32(0), rules)

@@ -41,9 +41,7 @@ int pod_mkdir(u64 *ctx)
 		return 0;
 	}
 	__builtin_memset(record, 0, sizeof(*record));
-	record->header.ktime_ns = bpf_ktime_get_ns();
-	record->header.kind = CT_RECORD_CGROUP;
-	record->header.size = sizeof(*record);
+	ct_header(&record->header, CT_RECORD_CGROUP, sizeof(*record));
 	record->id = cgroup->kn->id;
 	record->parent = parent_id;
 	cloudtaser_ring.ringbuf_submit(record, 0);

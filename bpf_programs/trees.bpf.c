@@ -66,13 +66,13 @@ static __always_inline int ct_candidate(struct task_struct *task, const struct c
 	return CT_NO_CANDIDATE;
 }
 
-/* Whether the container's main process, which this is or is not, is a wrapper. */
+/* Whether this candidate is the main process of a container whose main process is a wrapper. */
 static __always_inline int ct_by_pod(const struct ct_config *config, const struct ct_home *home,
 				     int candidate, u32 tgid)
 {
 	u64 container = home->cgroup;
 
-	if (!home->pod || candidate == CT_NO_CANDIDATE)
+	if (!home->pod)
 		return 0;
 	if (!home->known)
 		return config->protect_unknown && candidate == CT_FIRST_OF_NAMESPACE;

@@ -73,19 +73,12 @@ def ensure() -> Path:
     found.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=found.parent, prefix="partial-") as partial:
         folder = Path(partial)
-        packages = _Packages(folder / "apt", kernels.RELEASES[RELEASE])
-        subprocess.run(["dpkg-deb", "--extract", packages.fetch("kubectl"), folder / "root"], check=True)
+        apt = kernels.Apt(folder / "apt", kernels.RELEASES[RELEASE])
+        apt.update()
+        (package,) = apt.fetch("kubectl")
+        subprocess.run(["dpkg-deb", "--extract", package, folder / "root"], check=True)
         (folder / "root/usr/bin/kubectl").replace(found)  # at once, so that there is never half a kubectl
     return found
-
-
-class _Packages(kernels._Apt):
-    def fetch(self, package: str) -> Path:
-        sys.stderr.write(f"{self._release.name}: downloading {package}\n")
-        self._run("apt-get", "update", "-q")
-        debs = self._folder / "debs"
-        self._run("apt-get", "download", "-q", package, cwd=debs)
-        return next(debs.glob(f"{package}_*.deb"))
 
 
 class Discovery:

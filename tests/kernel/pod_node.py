@@ -34,6 +34,7 @@ from tests.kernel.build import Programs
 from tests.kernel.cases import SHORT, Case
 from tests.kernel.cluster import READ, Cluster
 from tests.kernel.kernel_objects import map_keys, objects_of
+from tests.kernel.rootfs import make_root
 from tests.kernel.tools import Ran, run
 from tests.kernel.victim import Victim, Whereabouts
 from tests.kernel.waiting import PATIENCE_S, wait_until
@@ -452,17 +453,11 @@ class PodNode:
 
 
 def _make_root(root: Path, programs: Programs) -> None:
-    binaries = root / "bin"
-    binaries.mkdir(parents=True)
+    make_root(root, _APPLETS, [programs.attack(), programs.race])
     for empty in ("proc", "dev"):
         root.joinpath(empty).mkdir()
-    shutil.copy(shutil.which("busybox") or "busybox", binaries / "busybox")
-    for applet in _APPLETS:
-        binaries.joinpath(applet).symlink_to("busybox")
     for copy in (APP, PAUSE):
         shutil.copy(programs.nobody(), root / copy.lstrip("/"))
-    for program in (programs.attack(), programs.race):
-        shutil.copy(program, binaries)
 
 
 def _pids(pid: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from tests.kernel.attacks import Attack
 from tests.kernel.build import Programs
 from tests.kernel.cases import SHORT, Case
 from tests.kernel.keeper import Keeper, agents
+from tests.kernel.rootfs import make_root
 from tests.kernel.tools import run
 from tests.kernel.victim import Victim, Whereabouts
 
@@ -30,7 +30,7 @@ class Container:
         self.name = f"ct-test-{os.getpid()}"
         self._state = directory / "state"
         self._bundle = directory / "bundle"
-        self._make_root(programs)
+        make_root(self._bundle / "rootfs", _APPLETS, [programs.wrapper()])
         self._write_specification(programs)
         command = [*self._runc(), "run", "--bundle", self._bundle, self.name]
         self.victim = Victim(command)
@@ -57,14 +57,6 @@ class Container:
 
     def _runc(self) -> list[Path | str]:
         return ["runc", "--root", self._state]
-
-    def _make_root(self, programs: Programs) -> None:
-        binaries = self._bundle / "rootfs" / "bin"
-        binaries.mkdir(parents=True)
-        shutil.copy(shutil.which("busybox") or "busybox", binaries / "busybox")
-        for applet in _APPLETS:
-            (binaries / applet).symlink_to("busybox")
-        shutil.copy(programs.wrapper(), binaries)
 
     def _write_specification(self, programs: Programs) -> None:
         subprocess.run(["runc", "spec"], cwd=self._bundle, check=True, timeout=60)

@@ -121,7 +121,6 @@ def test_a_hierarchy_that_is_not_there_is_empty(tree):
     assert tree.cgroups().pods(gone) == []
     assert tree.cgroups().containers(gone) == []
     assert tree.cgroups().processes(gone) == []
-    assert tree.cgroups().child(gone, 1) is None
 
 
 def test_a_directory_that_goes_while_it_is_listed_is_left_out(tree, monkeypatch):
@@ -206,15 +205,6 @@ def test_containers_beside_their_pod_are_found(tree, runtime):
     tree.make(f"{runtime}/kubepods-burstable-pod{STATIC}.slice:cri-containerd:{ID_2}")
 
     assert [(each.container_id, each.path) for each in tree.cgroups().containers(pod)] == [(ID, mine)]
-
-
-def test_a_child_is_found_by_its_id(tree):
-    parent, child = tree.make("/kubepods"), tree.make("/kubepods/burstable")
-    below = tree.make("/kubepods/burstable/below")
-    seen = tree.cgroups()
-
-    assert seen.child(parent, child.stat().st_ino) == child
-    assert seen.child(parent, below.stat().st_ino) is None
 
 
 def test_the_processes_of_a_container_are_those_below_it_too(tree):

@@ -85,7 +85,7 @@ def ensure(release: str, *, cache: Path | None = None, refresh: bool = False) ->
         known = _recorded(folder, release)
         if known is not None and not refresh:
             return known
-        apt = _Apt(folder / "apt", RELEASES[release])
+        apt = Apt(folder / "apt", RELEASES[release])
         apt.update()
         version = apt.kernel_version()
         if known is not None and known.version == version:
@@ -153,7 +153,9 @@ def mirror() -> str:
 # apt, with everything it reads and writes in a folder of ours.
 
 
-class _Apt:
+class Apt:
+    """The packages of one Debian release, whatever release this machine is; `folder` is for apt's own use."""
+
     def __init__(self, folder: Path, release: Release) -> None:
         self._folder = folder
         self._release = release
@@ -186,7 +188,8 @@ class _Apt:
         ]
 
     def update(self) -> None:
-        _say(f"{self._release.name}: asking {self._archive} for the current kernel")
+        """Learn what there is now."""
+        _say(f"{self._release.name}: asking {self._archive} for its packages")
         try:
             self._run("apt-get", "update", "-q")
         except KernelError as err:
@@ -215,7 +218,11 @@ class _Apt:
         """Fetch the packages that carry a kernel: its image, or the parts which an image was split into."""
         image = f"linux-image-{version}"
         packages = [image, *(name for name in self._depends(image) if name.endswith(f"-{version}"))]
-        _say(f"{self._release.name}: downloading {version}")
+        return self.fetch(*packages)
+
+    def fetch(self, *packages: str) -> list[Path]:
+        """Fetch packages, without those that they depend on."""
+        _say(f"{self._release.name}: downloading {packages[0]}")
         debs = self._folder / "debs"
         self._run("apt-get", "download", "-q", *packages, cwd=debs)
         return [next(debs.glob(f"{package}_*.deb")) for package in packages]
