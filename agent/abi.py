@@ -196,6 +196,17 @@ class Task(ctypes.Structure):
     )
 
 
+class Endpoint(ctypes.Structure):
+    """`struct ct_endpoint`."""
+
+    _fields_ = (
+        ("address", ctypes.c_uint8 * 16),
+        ("port", ctypes.c_uint16),
+        ("family", ctypes.c_uint16),
+        ("protocol", ctypes.c_uint32),
+    )
+
+
 class Attempt(ctypes.Structure):
     """`struct ct_attempt`."""
 
@@ -216,6 +227,9 @@ class Attempt(ctypes.Structure):
         ("tracer_comm", ctypes.c_char * COMM),
         ("exe", (ctypes.c_char * NAME) * EXE_PARTS),
         ("file", ctypes.c_char * NAME),
+        ("remote", Endpoint),
+        ("secret", ctypes.c_uint32),
+        ("number", ctypes.c_uint32),
     )
 
 

@@ -6,11 +6,13 @@ not fit is a `DecodeError` and nothing worse.
 """
 
 import ctypes
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 from typing import Any, Self, TypeVar, assert_never
 
@@ -18,6 +20,10 @@ from agent import abi
 from agent.vectors import BY_NUMBER, Action, Layer, Outcome, Vector
 
 SCHEMA = "cloudtaser.event/v1"
+
+_PROTOCOLS: Mapping[int, str] = MappingProxyType(
+    {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_ICMP: "icmp", 58: "icmpv6"}
+)
 
 _Record = TypeVar("_Record", abi.Attempt, abi.TreeRecord)
 
@@ -68,6 +74,15 @@ class Tracer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """The other end of a socket; `port` is 0 and `protocol` None where they are unknown."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    protocol: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """Somebody tried to get at a secret."""
 
@@ -88,6 +103,9 @@ class Attempt:
     tracer: Tracer | None
     exe: str | None
     file: str | None
+    remote: Remote | None
+    secret: int | None
+    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +163,9 @@ class Clocks:
         )
 
 
+# The name that a tree gave to one of its registered secrets.
+NameSecret = Callable[[TreeId, int], str | None]
+
 # Where a process lives, in the words of the schema, by its cgroup id and process id.
 Attribute = Callable[[int, int], Mapping[str, str | None]]
 
@@ -156,6 +177,11 @@ _NOWHERE: Mapping[str, str | None] = MappingProxyType(
 def nowhere(_cgroup_id: int, _pid: int) -> Mapping[str, str | None]:
     """Attribute nothing, as on a machine without Kubernetes."""
     return _NOWHERE
+
+
+def nameless(_tree: TreeId, _secret: int) -> str | None:
+    """Name no secret, as where none is registered."""
+    return None
 
 
 def label(member: IntEnum) -> str:
@@ -225,7 +251,21 @@ def _attempt(raw: abi.Attempt) -> Attempt:
         tracer=Tracer(tgid=raw.tracer_tgid, comm=_text(raw.tracer_comm)) if raw.tracer_tgid else None,
         exe=_path([_text(part.value) for part in raw.exe]),
         file=_text(raw.file) or None,
+        remote=_remote(raw.remote),
+        secret=raw.secret or None,
+        number=raw.number,
     )
+
+
+def _remote(raw: abi.Endpoint) -> Remote | None:
+    address: IPv4Address | IPv6Address
+    if raw.family == socket.AF_INET:
+        address = IPv4Address(bytes(raw.address[:4]))
+    elif raw.family == socket.AF_INET6:
+        address = IPv6Address(bytes(raw.address))
+    else:
+        return None
+    return Remote(address=address, port=raw.port, protocol=_PROTOCOLS.get(raw.protocol))
 
 
 def _tree_event(kind: type[_TreeEvent], raw: abi.TreeRecord) -> _TreeEvent:
@@ -268,7 +308,14 @@ def _path(parts: list[str]) -> str | None:
     return "…/" + "/".join(reversed(names)) if names else None
 
 
-def as_dict(event: Event, *, node: str, clocks: Clocks, attribute: Attribute = nowhere) -> dict[str, Any]:
+def as_dict(
+    event: Event,
+    *,
+    node: str,
+    clocks: Clocks,
+    attribute: Attribute = nowhere,
+    name_secret: NameSecret = nameless,
+) -> dict[str, Any]:
     """Return the event in the schema `cloudtaser.event/v1`, with the same keys for every type.
 
     `pid` is the process as users know it and `tid` the thread that acted. Unknown values are null.
@@ -296,13 +343,7 @@ def as_dict(event: Event, *, node: str, clocks: Clocks, attribute: Attribute = n
                 "layer": label(event.layer),
                 "offender": _offender(event, clocks, attribute),
                 "target": _target(event.target, event.tree, event.target_cgroup, attribute),
-                "detail": {
-                    "syscall": event.syscall,
-                    "abi": None if event.syscall is None else "32" if event.compat else "64",
-                    "file": event.file,
-                    "second_line": event.second_line,
-                    "tracer": _tracer(event.tracer),
-                },
+                "detail": _detail(event, name_secret),
             }
         case TreeBegins():
             told |= {"type": "tree-begins", "target": _wrapper(event, attribute)}
@@ -311,6 +352,26 @@ def as_dict(event: Event, *, node: str, clocks: Clocks, attribute: Attribute = n
         case _:
             assert_never(event)
     return told
+
+
+def _detail(event: Attempt, name_secret: NameSecret) -> dict[str, Any]:
+    return {
+        "syscall": event.syscall,
+        "abi": None if event.syscall is None else "32" if event.compat else "64",
+        "file": event.file,
+        "second_line": event.second_line,
+        "tracer": None
+        if event.tracer is None
+        else {"pid": event.tracer.tgid, "comm": event.tracer.comm or None},
+        "secret": None if event.secret is None else name_secret(event.tree, event.secret),
+        "remote": None
+        if event.remote is None
+        else {
+            "address": str(event.remote.address),
+            "port": event.remote.port or None,
+            "protocol": event.remote.protocol,
+        },
+    }
 
 
 def _offender(event: Attempt, clocks: Clocks, attribute: Attribute) -> dict[str, Any]:
@@ -342,10 +403,6 @@ def _target(task: TaskInfo, tree: TreeId, cgroup_id: int, attribute: Attribute) 
         # The cgroup is the wrapper's; what runs under the target's pid by now may be anybody.
         **(attribute(cgroup_id, 0) if tree.pid else _NOWHERE),
     }
-
-
-def _tracer(tracer: Tracer | None) -> dict[str, Any] | None:
-    return None if tracer is None else {"pid": tracer.tgid, "comm": tracer.comm or None}
 
 
 def _time(since_1970_ns: int) -> str:

@@ -19,6 +19,14 @@ class Attach(Enum):
     LSM = (29, 27)  # BPF_PROG_TYPE_LSM, BPF_LSM_MAC
 
 
+class While(Enum):
+    """As long as what a program is attached: nobody pays for what nobody needs."""
+
+    RUNNING = "the agent runs"
+    PROTECTING = "a process is protected"
+    SECRETS = "a secret is registered"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
     """One program and its place in the kernel.
@@ -26,8 +34,7 @@ class Hook:
     `function` is the C function in `bpf_programs/<source>`; `target` is the place's name in the kernel's
     BTF, without the prefixes that depend on how it is attached. `needs` are features of `agent.btf` that the
     function is not compiled without. `kallsyms`: it tells kernel code paths apart by address.
-    `reads_kernel`: it needs bpf_probe_read_kernel, which lockdown=confidentiality refuses. `costly`: every
-    system call of every process pays for it, so it is attached only while something is protected.
+    `reads_kernel`: it needs bpf_probe_read_kernel, which lockdown=confidentiality refuses.
     """
 
     function: str
@@ -38,7 +45,7 @@ class Hook:
     needs: tuple[str, ...] = ()
     kallsyms: bool = False
     reads_kernel: bool = False
-    costly: bool = False
+    attached: While = While.RUNNING
 
     @property
     def btf_name(self) -> str:
@@ -107,7 +114,7 @@ _HOOKS = (
         "sys_exit",
         needs=_CURRENT,
         reads_kernel=True,
-        costly=True,
+        attached=While.PROTECTING,
     ),
     _hook("undo_stop", "syscall_exit", "sign", Attach.TRACEPOINT, "signal_deliver", needs=_CURRENT),
     # A system call that treats 32-bit callers alike has no compat entry, or one that is never called.

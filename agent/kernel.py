@@ -15,7 +15,7 @@ from agent import abi
 from agent.code_paths import code_paths
 from agent.errors import AgentError, LoadError
 from agent.events import AttemptKey
-from agent.hooks import HOOKS
+from agent.hooks import HOOKS, While
 from agent.libbpf import Libbpf, RingSample
 from agent.loading import Loaded
 from agent.vectors import CATALOGUE, Layer, Outcome
@@ -88,7 +88,7 @@ class Kernel:
         self._libbpf = libbpf
         self._loaded = loaded
         self._links: dict[str, int] = {}
-        self._costly: tuple[str, ...] = ()
+        self._on_demand: dict[While, tuple[str, ...]] = {}
         self._records: list[bytes] = []
         self._processors = libbpf.libbpf_num_possible_cpus()
         # Held for as long as the ring: ctypes would free the callback under libbpf's feet.
@@ -107,7 +107,8 @@ class Kernel:
     def attach(self, required: Sequence[str], optional: Sequence[str] = ()) -> tuple[str, ...]:
         """Attach all of `required` or nothing, then what is possible of `optional`; return those refused.
 
-        Those that are costly, and the optional ones, attach too, to prove that they can, but go with `rest`.
+        Those that are on demand attach too, to prove that they can, but go with `rest`. The optional ones are
+        there while a process is protected.
 
         Raises:
             LoadError: a required program does not attach; everything is detached again.
@@ -122,21 +123,32 @@ class Kernel:
                     self.detach()
                     raise
                 refused.append(function)
-        self._costly = tuple(
-            function for function in self._links if HOOKS[function].costly or function in optional
-        )
+        attached = {
+            function: While.PROTECTING if function in optional else HOOKS[function].attached
+            for function in self._links
+        }
+        self._on_demand = {
+            demand: tuple(function for function in attached if attached[function] is demand)
+            for demand in While
+            if demand is not While.RUNNING
+        }
         return tuple(refused)
 
-    def rest(self) -> None:
-        """Detach the costly programs: nothing is protected now."""
-        for function in self._costly:
+    def rest(self, demand: While) -> None:
+        """Detach the programs that are there on `demand`: it has gone."""
+        for function in self._on_demand.get(demand, ()):
             link = self._links.pop(function, None)
             if link is not None:
                 os.close(link)
 
-    def wake(self) -> None:
-        """Attach the costly programs, if they are not: something is protected, or is going to be."""
-        for function in self._costly:
+    def wake(self, demand: While) -> None:
+        """Attach the programs that are there on `demand`, if they are not: it is there, or is going to be.
+
+        Raises:
+            LoadError: one does not attach any more.
+
+        """
+        for function in self._on_demand.get(demand, ()):
             if function not in self._links:
                 self._attach(function)
 
@@ -146,7 +158,7 @@ class Kernel:
 
     def detach(self) -> None:
         """Detach every program; maps and what is in the ring buffer stay readable."""
-        self._costly = ()
+        self._on_demand = {}
         for link in self._links.values():
             os.close(link)
         self._links.clear()

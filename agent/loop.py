@@ -12,12 +12,13 @@ from typing import Protocol
 from agent.abi import Kind
 from agent.errors import LoadError
 from agent.events import kind_of
+from agent.hooks import While
 from agent.kernel import Kernel
 
 _log = logging.getLogger(__name__)
 
 _SECOND = 1.0
-# How long nothing has been protected before the costly programs go: wrappers restart.
+# How long nothing has been protected before its programs go: wrappers restart.
 _REST_AFTER_SECONDS = 10.0
 
 
@@ -39,23 +40,29 @@ def stop_signals() -> Iterator[socket.socket]:
         theirs.close()
 
 
-class CostlyPrograms:
-    """Attached while something is protected and for a while after; a failure to attach is told, not fatal."""
+class OnDemand:
+    """Programs that are attached while they are wanted and for a while after.
 
-    def __init__(self, kernel: Kernel) -> None:
+    A failure to attach is told, not fatal.
+    """
+
+    def __init__(self, kernel: Kernel, demand: While, wanted: Callable[[], bool]) -> None:
+        """Take the demand, and what says whether it is there."""
         self._kernel = kernel
+        self._demand = demand
+        self._wanted = wanted
         self._rest_at = 0.0
         self._failed = False
 
     def follow(self, now: float) -> None:
-        """Attach them if something is protected; detach them if nothing has been for a while."""
-        if not self._kernel.protects():
+        """Attach them if they are wanted; detach them if they have not been for a while."""
+        if not self._wanted():
             if now >= self._rest_at:
-                self._kernel.rest()
+                self._kernel.rest(self._demand)
             return
         self._rest_at = now + _REST_AFTER_SECONDS
         try:
-            self._kernel.wake()
+            self._kernel.wake(self._demand)
             self._failed = False
         except LoadError as err:
             if not self._failed:
@@ -82,9 +89,10 @@ def run(
     take: Callable[[Iterable[bytes]], None],
     readers: Iterable[Reader],
     every_second: Callable[[], None],
+    demands: Iterable[OnDemand] = (),
 ) -> None:
     """Take what the kernel reports and what `readers` have to read, until `stop` is readable."""
-    costly = CostlyPrograms(kernel)
+    programs = (OnDemand(kernel, While.PROTECTING, kernel.protects), *demands)
     with selectors.DefaultSelector() as selector:
         selector.register(stop, selectors.EVENT_READ)
         selector.register(kernel, selectors.EVENT_READ)
@@ -95,7 +103,8 @@ def run(
             records = kernel.drain()
             now = time.monotonic()
             # Before the records are told: who reads that a tree began may rely on all programs.
-            costly.follow(now)
+            for each in programs:
+                each.follow(now)
             take(records)
             if now >= next_second:
                 every_second()

@@ -8,7 +8,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from agent.events import Attempt, Attribute, Clocks, DecodeError, Event, as_dict, decode, nowhere
+from agent.events import (
+    Attempt,
+    Attribute,
+    Clocks,
+    DecodeError,
+    Event,
+    NameSecret,
+    as_dict,
+    decode,
+    nameless,
+    nowhere,
+)
 from agent.sinks import Sink
 
 _log = logging.getLogger(__name__)
@@ -29,18 +40,21 @@ class Pipeline:
         node: str,
         observe_delay: Callable[[float], None],
         attribute: Attribute = nowhere,
+        name_secret: NameSecret = nameless,
         read_clocks: Callable[[], Clocks] = Clocks.read,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Take the sinks and the world; `observe_delay` gets the seconds from the kernel to the sinks.
 
-        `attribute` tells the pod and container of a cgroup and process.
+        `attribute` tells the pod and container of a cgroup and process, `name_secret` what a tree calls one
+        of its secrets.
         """
         self.undecodable = 0
         self._sinks = tuple(sinks)
         self._node = node
         self._observe_delay = observe_delay
         self._attribute = attribute
+        self._name_secret = name_secret
         self._read_clocks = read_clocks
         self._monotonic_ns = monotonic_ns
         self._clocks = read_clocks()
@@ -65,7 +79,13 @@ class Pipeline:
 
     def _deliver(self, event: Event) -> None:
         self._follow_clocks()
-        told = as_dict(event, node=self._node, clocks=self._clocks, attribute=self._attribute)
+        told = as_dict(
+            event,
+            node=self._node,
+            clocks=self._clocks,
+            attribute=self._attribute,
+            name_secret=self._name_secret,
+        )
         for sink in self._sinks:
             try:
                 sink.emit(told)

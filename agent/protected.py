@@ -18,6 +18,7 @@ from agent.config import Config
 from agent.errors import AgentError, ConfigError
 from agent.events import TreeId
 from agent.executables import Executables
+from agent.hooks import While
 from agent.kernel import BPF_NOEXIST, Kernel
 from agent.processes import TICK_NS, Processes
 from agent.rules import PodRules, Rules
@@ -133,7 +134,7 @@ class Protected:
         known = abi.Member()
         if self._members.lookup(ctypes.c_uint32(pid), known) and _is(known, start_ns):
             return TreeId(pid=known.tree.pid, start_ns=known.tree.start_ns)
-        self._kernel.wake()
+        self._kernel.wake(While.PROTECTING)
         self.rules.write()
         tree = abi.Tree(pid=pid, start_ns=start_ns)
         home = home or self._home_of(pid)

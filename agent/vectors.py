@@ -45,6 +45,7 @@ class Group(StrEnum):
     """What the vector aims at."""
 
     TREE_MEMORY = "tree-memory"
+    LEAK = "leak"  # from inside: the offender is of the tree itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

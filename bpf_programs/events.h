@@ -205,6 +205,14 @@ struct ct_task {
 	char comm[CT_COMM];
 };
 
+/* The other end of a socket. */
+struct ct_endpoint {
+	__u8 address[16]; /* network order; an IPv4 address is the first four bytes */
+	__u16 port; /* host order */
+	__u16 family; /* AF_INET, AF_INET6; 0: there is none */
+	__u32 protocol; /* IPPROTO_TCP and the like; 0 unknown */
+};
+
 struct ct_attempt {
 	struct ct_header header;
 	__u32 vector; /* enum ct_vector */
@@ -222,6 +230,9 @@ struct ct_attempt {
 	char tracer_comm[CT_COMM];
 	char exe[CT_EXE_PARTS][CT_NAME]; /* of the offender, file name first, root last */
 	char file[CT_NAME]; /* of /proc/P that was opened, for the vectors that are files */
+	struct ct_endpoint remote; /* where it would have gone, for the vectors that are sockets */
+	__u32 secret; /* number of the registered secret that leaked; 0: none */
+	__u32 number; /* what the vector says it is: a signal, a socket's type */
 };
 
 /* A tree that began by an exec seen in the kernel, or whose wrapper has gone. */

@@ -18,6 +18,9 @@ struct ct_case {
 	u32 tracer_tgid;
 	struct task_struct *tracer; /* ptrace-traceme */
 	char file[CT_NAME]; /* of /proc/P */
+	struct ct_endpoint remote;
+	u32 secret;
+	u32 number;
 };
 
 /*
@@ -195,6 +198,9 @@ static __always_inline void ct_report(const struct ct_config *config, const stru
 		ct_copy_comm(attempt->tracer_comm, this->tracer);
 	}
 	__builtin_memcpy(attempt->file, this->file, CT_NAME);
+	attempt->remote = this->remote;
+	attempt->secret = this->secret;
+	attempt->number = this->number;
 	cloudtaser_ring.ringbuf_submit(attempt, 0);
 }
 

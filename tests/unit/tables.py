@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent import abi
+from agent.hooks import While
 from agent.kernel import BPF_NOEXIST, Kernel, Map
 
 # No process has it (PID_MAX_LIMIT is 1 << 22), so that what the machine runs is not mistaken for it.
@@ -47,7 +48,8 @@ class Tables(Kernel):
         self.tables: defaultdict[str, Table] = defaultdict(Table)
         self.members_when_woken: list[int] = []
 
-    def wake(self):
+    def wake(self, demand):
+        assert demand is While.PROTECTING
         self.members_when_woken.append(len(self.tables["cloudtaser_memb"].content))
 
     def map(self, name):

@@ -1,6 +1,8 @@
 import ctypes
 import json
+import socket
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from agent.events import (
     AttemptKey,
     Clocks,
     DecodeError,
+    Remote,
     TaskInfo,
     Tracer,
     TreeBegins,
@@ -54,7 +57,7 @@ TREE = """
 ATTEMPT = f"""
     {HEADER}
     01 00 00 00               kind ATTEMPT
-    50 01 00 00               size 336
+    70 01 00 00               size 368
     04 00 00 00               vector PROC_MEM
     02 00 00 00               action KILL
     02 00 00 00               outcome KILLED
@@ -74,6 +77,12 @@ ATTEMPT = f"""
     75 73 72 00{" 00" * 28}   usr
     2f 00 00 00{" 00" * 28}   /
     6d 65 6d 00{" 00" * 28}   file mem
+    0a 00 00 07{" 00" * 12}   remote address 10.0.0.7
+    38 15                     port 5432
+    02 00                     family AF_INET
+    06 00 00 00               protocol TCP
+    03 00 00 00               secret 3
+    0b 00 00 00               number SIGSEGV
 """
 TREE_BEGINS = f"""
     {HEADER}
@@ -106,6 +115,9 @@ KILLED_GDB = Attempt(
     tracer=Tracer(tgid=16, comm="gdbserver"),
     exe="/usr/bin/gdb",
     file="mem",
+    remote=Remote(address=IPv4Address("10.0.0.7"), port=5432, protocol="tcp"),
+    secret=3,
+    number=11,
 )
 
 # The machine was suspended for one second since its start on 2026-01-02.
@@ -183,12 +195,38 @@ def test_flags_are_told_apart(flags, expected):
 
 
 def test_what_is_unknown_is_none():
-    event = decode(attempt(syscall=-1, tracer_tgid=0, file=b""))
+    event = decode(attempt(syscall=-1, tracer_tgid=0, file=b"", remote=abi.Endpoint(), secret=0))
 
     assert isinstance(event, Attempt)
     assert event.syscall is None
     assert event.tracer is None
     assert event.file is None
+    assert event.remote is None
+    assert event.secret is None
+
+
+@pytest.mark.parametrize(
+    ("family", "protocol", "expected"),
+    [
+        (socket.AF_INET, 17, Remote(address=IPv4Address("32.1.13.184"), port=53, protocol="udp")),
+        (socket.AF_INET6, 0, Remote(address=IPv6Address("2001:db8::1"), port=53, protocol=None)),
+        (socket.AF_UNIX, 0, None),
+    ],
+)
+def test_the_other_end_of_a_socket_is_told(family, protocol, expected):
+    address = (ctypes.c_uint8 * 16)(*IPv6Address("2001:db8::1").packed)
+    event = decode(attempt(remote=abi.Endpoint(address=address, port=53, family=family, protocol=protocol)))
+
+    assert isinstance(event, Attempt)
+    assert event.remote == expected
+
+
+def test_a_secret_is_told_by_the_name_that_its_tree_gave_it():
+    def name(tree, number):
+        assert (str(tree), number) == ("16:20000000", 3)
+        return "DB_PASSWORD"
+
+    assert as_dict(KILLED_GDB, node="n", clocks=CLOCKS, name_secret=name)["detail"]["secret"] == "DB_PASSWORD"
 
 
 @pytest.mark.parametrize(
@@ -196,10 +234,10 @@ def test_what_is_unknown_is_none():
     [
         (b"", "0 bytes is shorter than its header"),
         (from_hex(HEADER), "16 bytes is shorter"),
-        (from_hex(ATTEMPT)[:-1], "a record of 335 bytes says that it has 336"),
-        (from_hex(ATTEMPT) + b"\0", "a record of 337 bytes says that it has 336"),
+        (from_hex(ATTEMPT)[:-1], "a record of 367 bytes says that it has 368"),
+        (from_hex(ATTEMPT) + b"\0", "a record of 369 bytes says that it has 368"),
         (from_hex(HEADER + "09 00 00 00 18 00 00 00"), "unknown kind of record 9"),
-        (from_hex(HEADER + "01 00 00 00 18 00 00 00"), "Attempt has 336 bytes, this record 24"),
+        (from_hex(HEADER + "01 00 00 00 18 00 00 00"), "Attempt has 368 bytes, this record 24"),
         (from_hex(HEADER + "02 00 00 00 18 00 00 00"), "TreeRecord has 96 bytes, this record 24"),
         (attempt(vector=63), "unknown vector 63"),
         (attempt(flags=8), "unknown flags 0x8"),
@@ -268,6 +306,8 @@ def test_an_attempt_is_told_in_the_schema():
             "file": "mem",
             "second_line": True,
             "tracer": {"pid": 16, "comm": "gdbserver"},
+            "secret": None,  # nobody has named it
+            "remote": {"address": "10.0.0.7", "port": 5432, "protocol": "tcp"},
         },
     }
 
@@ -275,7 +315,17 @@ def test_an_attempt_is_told_in_the_schema():
 def test_what_is_unknown_is_told_as_null():
     nobody = abi.Task()
     event = decode(
-        attempt(offender=nobody, target=nobody, tree=abi.Tree(), syscall=-1, tracer_tgid=0, file=b"", flags=0)
+        attempt(
+            offender=nobody,
+            target=nobody,
+            tree=abi.Tree(),
+            syscall=-1,
+            tracer_tgid=0,
+            file=b"",
+            remote=abi.Endpoint(),
+            secret=0,
+            flags=0,
+        )
     )
 
     told = as_dict(event, node="n", clocks=CLOCKS)
@@ -298,6 +348,8 @@ def test_what_is_unknown_is_told_as_null():
         "file": None,
         "second_line": False,
         "tracer": None,
+        "secret": None,
+        "remote": None,
     }
 
 

@@ -1,4 +1,4 @@
-"""The loop tells what the kernel reports, and holds costly programs only while they are needed."""
+"""The loop tells what the kernel reports, and holds programs only while they are wanted."""
 
 import ctypes
 import logging
@@ -9,7 +9,8 @@ import pytest
 
 from agent import abi, loop
 from agent.errors import LoadError
-from agent.loop import CostlyPrograms
+from agent.hooks import While
+from agent.loop import OnDemand
 
 REFUSAL = "syscall_exit does not attach to sys_exit: Cannot allocate memory"
 
@@ -25,12 +26,14 @@ class Programs:
     def protects(self):
         return self.protecting
 
-    def wake(self):
+    def wake(self, demand):
+        assert demand is While.SECRETS
         if self.refuses:
             raise LoadError(REFUSAL)
         self.done.append("wake")
 
-    def rest(self):
+    def rest(self, demand):
+        assert demand is While.SECRETS
         self.done.append("rest")
 
 
@@ -40,41 +43,41 @@ def programs():
 
 
 @pytest.fixture
-def costly(programs):
-    return CostlyPrograms(programs)
+def demand(programs):
+    return OnDemand(programs, While.SECRETS, programs.protects)
 
 
-def test_they_are_there_as_soon_as_something_is_protected(programs, costly):
+def test_they_are_there_as_soon_as_something_is_protected(programs, demand):
     programs.protecting = True
-    costly.follow(1.0)
+    demand.follow(1.0)
 
     assert programs.done == ["wake"]
 
 
-def test_a_node_that_protects_nothing_pays_from_the_start_on_for_nothing(programs, costly):
-    costly.follow(1.0)
+def test_a_node_that_protects_nothing_pays_from_the_start_on_for_nothing(programs, demand):
+    demand.follow(1.0)
 
     assert programs.done == ["rest"]
 
 
-def test_they_stay_for_a_while_after_the_last_wrapper(programs, costly):
+def test_they_stay_for_a_while_after_the_last_wrapper(programs, demand):
     programs.protecting = True
-    costly.follow(100.0)
+    demand.follow(100.0)
     programs.protecting = False
-    costly.follow(109.9)
+    demand.follow(109.9)
 
     assert programs.done == ["wake"]
-    costly.follow(110.0)
+    demand.follow(110.0)
     assert programs.done == ["wake", "rest"]
 
 
-def test_a_failure_to_attach_is_told_once_and_ends_nothing(programs, costly, caplog):
+def test_a_failure_to_attach_is_told_once_and_ends_nothing(programs, demand, caplog):
     programs.protecting = programs.refuses = True
     with caplog.at_level(logging.ERROR):
-        costly.follow(1.0)
-        costly.follow(2.0)
+        demand.follow(1.0)
+        demand.follow(2.0)
     programs.refuses = False
-    costly.follow(3.0)
+    demand.follow(3.0)
 
     assert [record.getMessage() for record in caplog.records] == [
         f"{REFUSAL}: what it watches is open until it does"
