@@ -14,6 +14,7 @@ from agent import preflight, selftest
 from agent.btf import Btf
 from agent.config import Config
 from agent.hierarchy import Hierarchy
+from agent.hooks import HOOKS
 from agent.kernel import Kernel
 from agent.libbpf import Libbpf
 from agent.loading import Loading
@@ -87,7 +88,7 @@ def armed(
         undo.callback(loading.abandon)
         kernel = Kernel(Libbpf(), loading.finish())
         undo.callback(kernel.close)
-        if "remote_memory" in (*plan.required, *plan.optional):
+        if any(HOOKS[function].kallsyms for function in (*plan.required, *plan.optional)):
             kernel.set_paths(Path("/proc/kallsyms"))
         protected = Protected(
             kernel,

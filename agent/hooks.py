@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
+from agent.vectors import Layer
+
 
 class Attach(Enum):
     """How a program attaches; the value is (program type, attach type) of the bpf(2) ABI."""
@@ -87,6 +89,9 @@ _HOOKS = (
     _hook("fmod_ptrace_access", "ptrace", "ptac", Attach.FMOD_RET, "security_ptrace_access_check"),
     _hook("fmod_ptrace_traceme", "ptrace", "ptme", Attach.FMOD_RET, "security_ptrace_traceme"),
     _hook("fmod_file_open", "proc_files", "open", Attach.FMOD_RET, "security_file_open"),
+    _hook("fmod_ptrace_access_again", "ptrace", "ptag", Attach.FMOD_RET, "security_ptrace_access_check"),
+    _hook("fmod_ptrace_traceme_again", "ptrace", "ptmg", Attach.FMOD_RET, "security_ptrace_traceme"),
+    _hook("fmod_file_open_again", "proc_files", "opag", Attach.FMOD_RET, "security_file_open"),
     # A function that returns nothing has no return value to modify; it is watched at its entry.
     _hook("fmod_task_to_inode", "proc_files", "inod", Attach.FENTRY, "security_task_to_inode"),
     _hook(
@@ -95,6 +100,15 @@ _HOOKS = (
         "mmap",
         Attach.TRACEPOINT,
         "mmap_lock_start_locking",
+        needs=(*_CURRENT_AND_REGISTERS, "MM_OWNER"),
+        kallsyms=True,
+    ),
+    _hook(
+        "remote_memory_again",
+        "remote_memory",
+        "lock",
+        Attach.TRACEPOINT,
+        "mmap_lock_acquire_returned",
         needs=(*_CURRENT_AND_REGISTERS, "MM_OWNER"),
         kallsyms=True,
     ),
@@ -116,7 +130,15 @@ _HOOKS = (
         reads_kernel=True,
         attached=While.PROTECTING,
     ),
-    _hook("undo_stop", "syscall_exit", "sign", Attach.TRACEPOINT, "signal_deliver", needs=_CURRENT),
+    _hook(
+        "undo_stop",
+        "syscall_exit",
+        "sign",
+        Attach.TRACEPOINT,
+        "signal_deliver",
+        needs=_CURRENT,
+        reads_kernel=True,
+    ),
     # A system call that treats 32-bit callers alike has no compat entry, or one that is never called.
     _hook("enter_ptrace_64", "syscall_entry", "sysc", Attach.FENTRY, "__x64_sys_ptrace"),
     _hook("enter_ptrace_32", "syscall_entry", "sysc", Attach.FENTRY, "__ia32_compat_sys_ptrace"),
@@ -136,8 +158,23 @@ FOLLOW_TREES = ("tree_fork", "tree_rename", "tree_exec", "tree_exit", "tree_free
 # Needed on every layer where there are pods.
 FOLLOW_PODS = ("pod_mkdir",)
 
-# Behind LSM and fmod_ret where the kernel has them; optional there.
-SECOND_LINE = ("remote_memory", "wait_for_stop")
+# Behind the layer's own programs where the kernel has them; optional there. A program that another task
+# was preempted in is skipped on that processor, so what tracepoints and fmod_ret stop, two programs stop.
+_AGAIN = ("remote_memory_again",)
+SECOND_LINE: Mapping[Layer, tuple[str, ...]] = MappingProxyType(
+    {
+        Layer.LSM: ("remote_memory", "wait_for_stop", *_AGAIN),
+        Layer.FMOD_RET: (
+            "remote_memory",
+            "wait_for_stop",
+            "fmod_ptrace_access_again",
+            "fmod_ptrace_traceme_again",
+            "fmod_file_open_again",
+            *_AGAIN,
+        ),
+        Layer.TRACEPOINT: _AGAIN,
+    }
+)
 
 # Needed by LSM and fmod_ret where a program cannot ask which system call its thread is in.
 NOTE_SYSCALLS = tuple(hook.function for hook in _HOOKS if hook.source == "syscall_entry.bpf.c")

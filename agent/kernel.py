@@ -16,7 +16,7 @@ from agent.code_paths import code_paths
 from agent.errors import AgentError, LoadError
 from agent.events import AttemptKey
 from agent.hooks import HOOKS, While
-from agent.libbpf import Libbpf, RingSample
+from agent.libbpf import Libbpf, ProgInfo, RingSample
 from agent.loading import Loaded
 from agent.vectors import CATALOGUE, Layer, Outcome
 
@@ -79,8 +79,8 @@ class Map:
 class Kernel:
     """What this process holds in the kernel.
 
-    `attempts`, `losses`, `protected_processes`, `protected_trees` and `programs_loaded` read the truth for
-    metrics at the time of the call, from any thread.
+    `attempts`, `losses`, `protected_processes`, `protected_trees`, `programs_loaded` and `runs_skipped` read
+    the truth for metrics at the time of the call, from any thread.
     """
 
     def __init__(self, libbpf: Libbpf, loaded: Loaded) -> None:
@@ -223,6 +223,13 @@ class Kernel:
         """Return how many programs are attached."""
         return len(self._links)
 
+    def runs_skipped(self) -> int:
+        """Return how many runs of a program the kernel skipped, as another task was in the middle of one.
+
+        That is where a program can be preempted; 0 before 5.12, which does not count them.
+        """
+        return sum(self._runs_skipped(descriptor) for descriptor in list(self._loaded.programs.values()))
+
     def set_paths(self, kallsyms: Path) -> None:
         """Tell the programs where the functions are that read files of /proc."""
         paths = abi.Paths()
@@ -237,6 +244,12 @@ class Kernel:
             message = f"{function} does not attach to {target}: {os.strerror(-link)}"
             raise LoadError(message)
         self._links[function] = link
+
+    def _runs_skipped(self, program: int) -> int:
+        told, size = ProgInfo(), ctypes.c_uint32(ctypes.sizeof(ProgInfo))
+        self._libbpf.bpf_obj_get_info_by_fd(program, ctypes.byref(told), ctypes.byref(size))
+        skipped: int = told.recursion_misses
+        return skipped
 
     def _per_processor(self, of: Map, slot: int) -> int:
         values = (ctypes.c_uint64 * self._processors)()

@@ -39,6 +39,15 @@ class ProgLoadOpts(ctypes.Structure):
     )
 
 
+class ProgInfo(ctypes.Structure):
+    """The beginning of `struct bpf_prog_info` up to what we read; the kernel fills as much as it knows."""
+
+    _fields_ = (
+        ("until_then", ctypes.c_uint8 * 208),
+        ("recursion_misses", ctypes.c_uint64),
+    )
+
+
 RingSample = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
@@ -60,6 +69,11 @@ _FUNCTIONS: tuple[tuple[str, object, tuple[object, ...]], ...] = (
             ctypes.c_size_t,
             ctypes.POINTER(ProgLoadOpts),
         ),
+    ),
+    (
+        "bpf_obj_get_info_by_fd",
+        ctypes.c_int,
+        (ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32)),
     ),
     ("bpf_raw_tracepoint_open", ctypes.c_int, (ctypes.c_char_p, ctypes.c_int)),
     ("bpf_map_lookup_elem", ctypes.c_int, (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)),

@@ -49,6 +49,10 @@ class KernelCounts(Protocol):
         """Return how many programs are attached now."""
         ...
 
+    def runs_skipped(self) -> int:
+        """Return how many runs of a program the kernel skipped."""
+        ...
+
 
 class StreamCounts(Protocol):
     """What the pipeline counts."""
@@ -182,6 +186,11 @@ class _Counts(Collector):
     def collect(self) -> Iterable[Metric]:
         yield self._events()
         yield self._lost()
+        yield CounterMetricFamily(
+            PREFIX + "program_runs_skipped",
+            "Runs of a BPF program that the kernel skipped, as another task was preempted in one",
+            self._kernel.runs_skipped(),
+        )
         yield from self._states()
         for name, text, value in (
             ("protected_processes", "Processes protected now", self._kernel.protected_processes()),

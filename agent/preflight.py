@@ -133,13 +133,9 @@ def plan(facts: Facts, wanted: Layer | None, *, pods: bool = False) -> Plan:
     required = dict.fromkeys((*FOLLOW_TREES, *(FOLLOW_PODS if pods else ())))
     for vector in covered:
         required.update(dict.fromkeys(vector.hooks[layer]))
-    optional: list[str] = []
-    if layer is not Layer.TRACEPOINT:
-        optional = [function for function in SECOND_LINE if not _why_no_hook(facts, function)]
-        if "task_pt_regs" not in facts.features:
-            required.update(
-                {function: None for function in NOTE_SYSCALLS if not _why_no_hook(facts, function)}
-            )
+    optional = [function for function in SECOND_LINE[layer] if not _why_no_hook(facts, function)]
+    if layer is not Layer.TRACEPOINT and "task_pt_regs" not in facts.features:
+        required.update({function: None for function in NOTE_SYSCALLS if not _why_no_hook(facts, function)})
     return Plan(
         layer=layer,
         required=tuple(required),

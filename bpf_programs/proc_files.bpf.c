@@ -29,9 +29,9 @@ static __always_inline void ct_remember_inode(struct task_struct *task, struct i
 
 /* A file of procfs whose name is a vector's is opened. */
 static __always_inline int ct_proc_file_open(struct inode *inode, struct dentry *dentry, u32 vector,
-					     u32 layer)
+					     u32 layer, u32 flags)
 {
-	struct ct_case this = { .layer = layer, .vector = vector };
+	struct ct_case this = { .layer = layer, .vector = vector, .flags = flags };
 	struct ct_config *config = ct_configuration();
 	struct ct_member *member = 0;
 	u32 tgid = ct_tgid();
@@ -55,7 +55,7 @@ static __always_inline int ct_proc_file_open(struct inode *inode, struct dentry 
 }
 
 /* Every open of every process comes through here: what fails for nearly all is tested first. */
-static __always_inline int ct_file_open(struct file *file, u32 layer)
+static __always_inline int ct_file_open(struct file *file, u32 layer, u32 flags)
 {
 	struct inode *inode = file->f_inode;
 	struct dentry *dentry;
@@ -65,7 +65,7 @@ static __always_inline int ct_file_open(struct file *file, u32 layer)
 		return 0;
 	dentry = file->f_dentry;
 	vector = ct_vector_of_name(dentry->d_inline[0], dentry->d_name_len);
-	return vector < 0 ? 0 : ct_proc_file_open(inode, dentry, vector, layer);
+	return vector < 0 ? 0 : ct_proc_file_open(inode, dentry, vector, layer, flags);
 }
 
 int lsm_task_to_inode(u64 *ctx)
@@ -84,12 +84,21 @@ int lsm_file_open(u64 *ctx)
 {
 	int earlier = (int)ctx[1];
 
-	return earlier ? earlier : ct_file_open((struct file *)ctx[0], CT_LSM);
+	return earlier ? earlier : ct_file_open((struct file *)ctx[0], CT_LSM, 0);
 }
 
 int fmod_file_open(u64 *ctx)
 {
 	int earlier = (int)ctx[1];
 
-	return earlier ? earlier : ct_file_open((struct file *)ctx[0], CT_FMOD_RET);
+	return earlier ? earlier : ct_file_open((struct file *)ctx[0], CT_FMOD_RET, 0);
+}
+
+/* Where the kernel skipped the one before: see ptrace.bpf.c. */
+int fmod_file_open_again(u64 *ctx)
+{
+	int earlier = (int)ctx[1];
+
+	return earlier ? earlier :
+			 ct_file_open((struct file *)ctx[0], CT_FMOD_RET, CT_ATTEMPT_SECOND_LINE);
 }

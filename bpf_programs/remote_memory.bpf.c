@@ -5,11 +5,16 @@
  * Policy: an outsider that takes a member's mmap lock in order to read or write its memory is
  *         killed.  The signal is pending before get_user_pages looks, which gives up on it, so
  *         nothing is copied.
- * Hooks:  mmap_lock_start_locking and sched_wait_task (raw tracepoints with direct loads only: they
- *         load under lockdown=confidentiality, and stand behind LSM and fmod_ret as a second line).
+ * Hooks:  mmap_lock_start_locking, mmap_lock_acquire_returned and sched_wait_task (raw tracepoints
+ *         with direct loads only: they load under lockdown=confidentiality, and stand behind LSM and
+ *         fmod_ret as a second line).
  * Fails:  open for a code path that is not in the table of the agent: what takes the lock for other
  *         reasons (userfaultfd, swap, accounting) must not be hit.
  * Not covered: kernels before 5.11, which have no such tracepoint; memory copied by a BPF program.
+ *
+ * The lock is watched twice, before it is taken and after: since 7.0 a task can be preempted inside a
+ * tracepoint's program, and the kernel skips that program for every other task that comes by on the
+ * same processor meanwhile.  The other of the two is then still there.
  *
  * Which file of /proc is being read is told by the kernel's own call stack, against the addresses of
  * the functions that read them: cmdline, which every ps reads, takes the same lock as mem.  Unlike a
@@ -77,7 +82,8 @@ static __always_inline int ct_counted_already(void)
 
 /* An outsider takes the lock of a member's memory. */
 static __always_inline void ct_remote_access(void *ctx, struct task_struct *me,
-					     struct task_struct *owner, struct ct_member *member)
+					     struct task_struct *owner, struct ct_member *member,
+					     int again)
 {
 	struct ct_case this = {
 		.layer = CT_TRACEPOINT,
@@ -85,19 +91,19 @@ static __always_inline void ct_remote_access(void *ctx, struct task_struct *me,
 		.target_tgid = owner->tgid,
 	};
 	struct ct_config *config = ct_configuration();
-	int tracepoint_layer = config && config->layer == CT_TRACEPOINT;
+	int first_line = config && config->layer == CT_TRACEPOINT && !again;
 	int vector;
 
 	ct_note_syscall(&this, 0);
 	vector = ct_is_ptrace(&this) ? CT_PTRACE_ATTACH : (int)ct_vector_of_syscall(&this);
 	if (vector == CT_PROCESS_VM_READ || vector == CT_PROCESS_VM_WRITE) {
 		/* The only hook that sees these on the tracepoint layer: there it is the first. */
-		if (tracepoint_layer && !ct_counted_already())
+		if (first_line && !ct_counted_already())
 			this.flags &= ~CT_ATTEMPT_SECOND_LINE;
 	} else if (!ct_is_ptrace(&this)) {
 		vector = ct_vector_of_stack(ctx);
 		/* Nor does any other see what io_uring opens and reads. */
-		if (tracepoint_layer && ct_in_ring(me, &this))
+		if (first_line && ct_in_ring(me, &this))
 			this.flags &= ~CT_ATTEMPT_SECOND_LINE;
 	}
 	if (vector < 0)
@@ -106,7 +112,7 @@ static __always_inline void ct_remote_access(void *ctx, struct task_struct *me,
 	ct_verdict(&this, member);
 }
 
-int remote_memory(u64 *ctx)
+static __always_inline int ct_memory_lock(u64 *ctx, int again)
 {
 	struct mm_struct *mm = (struct mm_struct *)ctx[0];
 	struct task_struct *me = ct_current_task();
@@ -120,8 +126,18 @@ int remote_memory(u64 *ctx)
 		return 0;
 	member = ct_target(owner);
 	if (member && ct_outsider(me->tgid, member))
-		ct_remote_access(ctx, me, owner, member);
+		ct_remote_access(ctx, me, owner, member, again);
 	return 0;
+}
+
+int remote_memory(u64 *ctx)
+{
+	return ct_memory_lock(ctx, 0);
+}
+
+int remote_memory_again(u64 *ctx)
+{
+	return ct_memory_lock(ctx, 1);
 }
 #endif
 

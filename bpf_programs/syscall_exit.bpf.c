@@ -190,9 +190,14 @@ int undo_stop(u64 *ctx)
 	struct ct_config *config;
 	struct ct_member *member;
 	struct task_struct *me;
+	int code = 0;
 
+	if ((int)ctx[0] != SIGSTOP)
+		return 0;
+	/* Not by a typed load: since 7.0 the verifier takes this pointer for one that may be a number. */
+	CT_READ(code, &info->si_code);
 	/* Only ptrace sends it in the kernel's name; a person's kill -STOP is left alone. */
-	if ((int)ctx[0] != SIGSTOP || info->si_code != SI_KERNEL)
+	if (code != SI_KERNEL)
 		return 0;
 	me = ct_current_task();
 	member = ct_member_task(me);

@@ -35,6 +35,9 @@ class Kernel:
     def programs_loaded(self):
         return 7
 
+    def runs_skipped(self):
+        return 3
+
 
 class Stream:
     undecodable = 3
@@ -204,6 +207,12 @@ def test_gauges_are_read_from_the_kernel(registry, watch, name, value):
     watch()
 
     assert registry.get_sample_value(f"cloudtaser_ebpf_{name}") == value
+
+
+def test_runs_that_the_kernel_skipped_are_told(registry, watch):
+    watch()
+
+    assert registry.get_sample_value("cloudtaser_ebpf_program_runs_skipped_total") == 3
 
 
 def test_delays_are_observed(registry, metrics):

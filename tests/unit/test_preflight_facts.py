@@ -123,20 +123,23 @@ def test_a_way_to_attach_without_its_place_is_not_tried(root):
     assert HOOKS.keys() - facts.hooks == {"tree_fork", "lsm_ptrace_access"}
 
 
+_MEMORY = {"remote_memory", "remote_memory_again"}
+
+
 @needs_root
 @pytest.mark.parametrize(
     ("missing", "hooks"),
     [
-        ({"owner"}, {"remote_memory"}),
-        ({"task_pt_regs"}, {"remote_memory", "wait_for_stop"}),
-        ({"get_current_task_btf"}, {"remote_memory", "wait_for_stop", "syscall_exit", "undo_stop"}),
+        ({"owner"}, _MEMORY),
+        ({"task_pt_regs"}, {*_MEMORY, "wait_for_stop"}),
+        ({"get_current_task_btf"}, {*_MEMORY, "wait_for_stop", "syscall_exit", "undo_stop"}),
         ({"btf_trace_mmap_lock_start_locking"}, {"remote_memory"}),
         ({"__ia32_compat_sys_process_vm_readv"}, set()),
         (
             {"__ia32_compat_sys_process_vm_readv", "__ia32_sys_process_vm_readv"},
             {"enter_vm_read_32"},
         ),
-        ({"security_file_open"}, {"fmod_file_open"}),
+        ({"security_file_open"}, {"fmod_file_open", "fmod_file_open_again"}),
     ],
     ids=lambda each: ", ".join(sorted(each)),
 )

@@ -38,6 +38,9 @@ class Counting(Tables):
     def programs_loaded(self):
         return 23
 
+    def runs_skipped(self):
+        return 3
+
 
 @pytest.fixture
 def kernel():
