@@ -95,8 +95,11 @@ class Attribution:
             for container in pod.containers:
                 self._names.keep((pod.uid, container.id), container.name)
 
-    def learn_container(self, cgroup_id: int, pod_uid: str, container_id: str) -> None:
-        """Take a container's cgroup; `pod_uid` is as in its path, which for a static pod is not the API's."""
+    def learn_container(self, cgroup_id: int, pod_uid: str, container_id: str | None) -> None:
+        """Take a cgroup of a pod's, and whose container it is if that is known.
+
+        `pod_uid` is as in its path, which for a static pod is not the API's.
+        """
         with self._guard:
             self._learned.keep(cgroup_id, _Resolved(place=Place(pod_uid=pod_uid, container_id=container_id)))
 

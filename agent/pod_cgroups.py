@@ -60,6 +60,8 @@ class PodCgroups:
         made = abi.CgroupRecord.from_buffer_copy(record)
         if (home := self._homes.get(made.parent)) is not None:
             self.containers(home)
+            if made.id not in home.containers:  # gone again before we came: still the pod's
+                self._attribution.learn_container(made.id, home.uid, None)
         elif (parent := self._parents.get(made.parent)) is not None:
             self._look_in(parent)
         if made.parent in self._parents or not self._parents:
