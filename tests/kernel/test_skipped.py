@@ -44,20 +44,22 @@ def _counted(programs: Armed) -> dict[tuple[str, str], int]:
     return {(key.vector.id, key.outcome.name): count for key, count in attempts.items() if count}
 
 
-@agents("off")
-@pytest.mark.parametrize(("program", "vector", "way"), _ALONE)
-def test_either_stops_alone(keeper: Keeper, programs: Programs, program: str, vector: str, way: str):
-    """Nothing leaks and each attempt is counted once, by the one program that is there."""
-    assert keeper.mode is None
-    config = configuration.load({"protect_exe": (WRAPPER_NAME,), "layer": LAYER.name.lower()}, {}, "node")
-    whose_inode = ("fmod_task_to_inode",) if "file_open" in program else ()
-    plan = replace(survey(config), required=(*FOLLOW_TREES, *whose_inode, program), optional=())
-    case = Case(vector=vector, way=way, abi="64", door="plain")
-    with armed(config, plan) as running, Victim([programs.wrapper()]) as victim:
-        tally = Attack(programs=programs, victim=victim, case=case, trials=_TRIALS).run()
-        counted = _counted(running)
+if _ALONE:  # 5.10 has one program for each on lsm, which is never skipped
 
-    assert (tally.leaked, tally.other) == (0, 0)
-    assert tally.killed + tally.denied == _TRIALS
-    outcome = Outcome.KILLED if tally.killed else Outcome.DENIED
-    assert counted == {(vector, outcome.name): _TRIALS}
+    @agents("off")
+    @pytest.mark.parametrize(("program", "vector", "way"), _ALONE)
+    def test_either_stops_alone(keeper: Keeper, programs: Programs, program: str, vector: str, way: str):
+        """Nothing leaks and each attempt is counted once, by the one program that is there."""
+        assert keeper.mode is None
+        config = configuration.load({"protect_exe": (WRAPPER_NAME,), "layer": LAYER.name.lower()}, {}, "node")
+        whose_inode = ("fmod_task_to_inode",) if "file_open" in program else ()
+        plan = replace(survey(config), required=(*FOLLOW_TREES, *whose_inode, program), optional=())
+        case = Case(vector=vector, way=way, abi="64", door="plain")
+        with armed(config, plan) as running, Victim([programs.wrapper()]) as victim:
+            tally = Attack(programs=programs, victim=victim, case=case, trials=_TRIALS).run()
+            counted = _counted(running)
+
+        assert (tally.leaked, tally.other) == (0, 0)
+        assert tally.killed + tally.denied == _TRIALS
+        outcome = Outcome.KILLED if tally.killed else Outcome.DENIED
+        assert counted == {(vector, outcome.name): _TRIALS}
