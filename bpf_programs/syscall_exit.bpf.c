@@ -15,7 +15,8 @@
  * Not covered: opens through io_uring (reads of memory are stopped in remote_memory.bpf.c); a thread
  *         that shares the descriptor table and swaps the descriptor at the very exit of the call; a
  *         helper with that table that reads maps, stack or a stolen descriptor while its sibling
- *         dies.  Memory itself is safe from all three.
+ *         dies.  Memory itself is safe from all three.  Since 7.0, a call for which the kernel skips
+ *         the program, as another task was preempted in the middle of it (remote_memory.bpf.c).
  */
 
 #define CT_READ(to, from) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(from))

@@ -15,7 +15,8 @@
  *        descendants that were re-parented before protection began (the agent's scan); what a
  *        container's runtime holds before the exec: environment and arguments, never the secrets that
  *        a wrapper fetches; in a pod with a shared pid namespace that is not known yet, all but its
- *        first process.
+ *        first process; since 7.0, a fork or exec for which the kernel skips the program, as another
+ *        task was preempted in the middle of it on the same processor (remote_memory.bpf.c).
  */
 
 /* Whether a program of this file makes the task that executes it a wrapper. */
