@@ -54,7 +54,7 @@ if _ALONE:  # 5.10 has one program for each on lsm, which is never skipped
         config = configuration.load({"protect_exe": (WRAPPER_NAME,), "layer": LAYER.name.lower()}, {}, "node")
         whose_inode = ("fmod_task_to_inode",) if "file_open" in program else ()
         plan = replace(survey(config), required=(*FOLLOW_TREES, *whose_inode, program), optional=())
-        case = Case(vector=vector, way=way, abi="64", door="plain")
+        case = Case(vector=vector, way=way)
         with armed(config, plan) as running, Victim([programs.wrapper()]) as victim:
             tally = Attack(programs=programs, victim=victim, case=case, trials=_TRIALS).run()
             counted = _counted(running)

@@ -137,18 +137,17 @@ class Node:
     def is_pod(self, *args, **changes):
         self.take(PodIs(pod=pod(*args, **changes)))
 
-    def makes_cgroup(self, path, *, gone=False):
-        """Let the kernel tell of a new cgroup, which may have `gone` by then."""
-        record = abi.CgroupRecord(
+    def new_cgroup(self, path):
+        """Make a cgroup and return the kernel's word of it."""
+        return abi.CgroupRecord(
             header=abi.Header(kind=abi.Kind.CGROUP, size=ctypes.sizeof(abi.CgroupRecord)),
             id=self.make(path),
             parent=self.id(str(Path(path).parent)),
         )
-        if gone:
-            self.remove(path)
-            self.workloads.cgroup_made(bytes(record))
-            return record.id
-        return self.workloads.cgroup_made(bytes(record))
+
+    def makes_cgroup(self, path):
+        """Let the kernel tell of a new cgroup."""
+        return self.workloads.cgroup_made(bytes(self.new_cgroup(path)))
 
     def record(self, kind, path, pid=PID, comm=b"app", start_ns=17):
         """Return what the kernel tells of a tree in a container."""
@@ -489,9 +488,11 @@ def test_a_container_is_known_to_attribution_as_soon_as_it_is_made(unknown):
 
 def test_a_container_that_has_gone_when_its_cgroup_is_told_of_is_the_pods_still(unknown):
     unknown.is_pod(YES, (SIDE, REGULAR))
-    made = unknown.makes_cgroup(f"{POD}/{SIDE}", gone=True)
+    made = unknown.new_cgroup(f"{POD}/{SIDE}")
+    unknown.remove(f"{POD}/{SIDE}")
+    unknown.workloads.cgroup_made(bytes(made))
 
-    found = unknown.attribution.find(made, PID)
+    found = unknown.attribution.find(made.id, PID)
 
     assert (found.namespace, found.pod, found.container) == ("prod", "shop", None)
 
